@@ -61,6 +61,13 @@ class FakeVocabulary:
     def role_id(self, role: str) -> int | None:
         return next((i for i in range(len(self)) if role in self.roles(i)), None)
 
+    def token_text(self, token: int) -> str:
+        names = "/".join(sorted(self.roles(token)))
+        return f"<{names}>" if names else self.token_bytes(token).decode(errors="replace")
+
+    def same_as(self, other: FakeVocabulary) -> bool:
+        return self.fingerprint == other.fingerprint
+
     def kind(self, token: int) -> str:
         value = self._tokens[token]
         if isinstance(value, bytes):
