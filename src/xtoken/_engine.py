@@ -1,7 +1,8 @@
-"""A private copy of a tokenizer's Rust backend, switched between three ways of encoding.
+"""A private copy of a tokenizer's Rust backend, switched between four ways of encoding.
 
 text      as the tokenizer encodes a document, but special tokens written in it stay text
 chat      the same, with special tokens parsed: what a rendered chat template needs
+continued what follows some text already encoded: like text, without a dummy prefix
 isolated  a piece out of the middle of a text: no dummy prefix, no normaliser, no specials
 
 The user's own tokenizer object is never touched (truncation, padding and
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 from xtoken._bytes import SPACE_MARK, component, maps_space
 
-Mode = Literal["text", "chat", "isolated"]
+Mode = Literal["text", "chat", "continued", "isolated"]
 
 
 def adds_prefix(part: dict[str, Any]) -> bool:
@@ -57,6 +58,7 @@ class Engine:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.added_around = self._specials_around()
+        self.prefix_per_segment = self._prefixes_each_segment()
         self._backend.post_processor = None  # a ByteLevel one would trim spaces off the offsets
         if hidden:
             self._backend.add_special_tokens(
@@ -66,7 +68,8 @@ class Engine:
         self._modes = {
             "text": natural,
             "chat": natural,
-            "isolated": self._isolated(keep_normalizer),
+            "continued": self._without_prefix(keep_normalizer=True),
+            "isolated": self._without_prefix(keep_normalizer),
         }
         self._mode: Mode = "text"
         self._backend.encode_special_tokens = True
@@ -98,7 +101,7 @@ class Engine:
         self._backend.encode_special_tokens = mode != "chat"
         self._mode = mode
 
-    def _isolated(self, keep_normalizer: bool) -> tuple[Any, Any]:
+    def _without_prefix(self, keep_normalizer: bool) -> tuple[Any, Any]:
         kept = [
             part
             for part in component(self._backend.normalizer)
@@ -123,6 +126,11 @@ class Engine:
             if full[start : start + len(bare)] == bare:
                 return full[:start], full[start + len(bare) :]
         return [], []
+
+    def _prefixes_each_segment(self) -> bool:
+        """Tell whether text after a special token gets a dummy prefix of its own too."""
+        parts = [*component(self._backend.normalizer), *component(self._backend.pre_tokenizer)]
+        return any(adds_prefix(part) and part.get("prepend_scheme") != "first" for part in parts)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)

@@ -13,10 +13,10 @@ from xtoken._engine import Engine
 class PieceTokenizer:
     """Isolated tokenisation, checked against the bytes it must add up to."""
 
-    def __init__(self, engine: Engine, table: TokenTable, *, drops_text: bool):
+    def __init__(self, engine: Engine, table: TokenTable, *, drops_space: bool):
         self._engine = engine
         self._table = table
-        self._drops_text = drops_text
+        self._drops_space = drops_space
         self._special = frozenset((table.kinds == KINDS.index("special")).nonzero()[0].tolist())
 
     def tokenize(self, pieces: Sequence[bytes]) -> list[tuple[int, ...]]:
@@ -38,11 +38,19 @@ class PieceTokenizer:
         (ids,) = self.tokenize([piece])
         return ids[0] if len(ids) == 1 else None
 
+    def as_text(self, text: str) -> tuple[int, ...]:
+        """Spell a control token's own text with ordinary tokens, cutting it where that works."""
+        for cut in range(1, len(text)):
+            head, tail = self.tokenize([text[:cut].encode(), text[cut:].encode()])
+            if head and tail:
+                return head + tail
+        return self._spell(text.encode())
+
     def _spells(self, ids: tuple[int, ...], piece: bytes) -> bool:
         size = len(self._table.token_bytes)
         if any(index >= size or index in self._special for index in ids):
             return False
-        if self._drops_text:
+        if self._drops_space:
             return True
         return b"".join([self._table.token_bytes[index] for index in ids]) == piece
 

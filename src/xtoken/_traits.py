@@ -24,11 +24,11 @@ ORDINARY_BYTES = frozenset((0x09, 0x0A, 0x0D, *range(0x20, 0x7F), *range(0x80, 0
 class Traits:
     """Exactness of a tokenizer; `notes` are sentences for people.
 
-    `drops_text`: white space between words has no token, so pieces can't be checked by bytes.
+    `drops_space`: white space between words has no token, so pieces can't be checked by bytes.
     """
 
     lossy: bool
-    drops_text: bool
+    drops_space: bool
     normalizes: bool
     dummy_prefix: bool
     notes: tuple[str, ...]
@@ -71,9 +71,9 @@ def find_traits(backend: Any, table: TokenTable) -> Traits:
         notes.append("puts a space before the text, which stands for no byte of it")
     if table.spelling == "sentencepiece":
         notes.append(f"reads U+2581 ({SPACE_MARK}) in a text as a space")
-    drops_text = drops or word_end
-    lossy = drops_text or bool(absent & ORDINARY_BYTES)
-    return Traits(lossy, drops_text, bool(changing), prefix, tuple(notes))
+    drops_space = drops or word_end
+    lossy = drops_space or bool(absent & ORDINARY_BYTES)
+    return Traits(lossy, drops_space, bool(changing), prefix, tuple(notes))
 
 
 def _absent_bytes(table: TokenTable) -> frozenset[int]:

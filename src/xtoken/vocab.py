@@ -68,7 +68,7 @@ class Vocabulary:
         self.chat_template = chat_template
         self.lossy, self.normalizes = traits.lossy, traits.normalizes
         self.dummy_prefix, self.notes = traits.dummy_prefix, traits.notes
-        self.spelling = table.spelling
+        self.spelling, self.drops_space = table.spelling, traits.drops_space
         self._table, self._traits, self._roles = table, traits, roles
         self._backend, self._make_tokenizer = backend, make_tokenizer
         self.is_special = table.kinds == KINDS.index("special")
@@ -212,11 +212,11 @@ class Vocabulary:
     @cached_property
     def engine(self) -> Engine:
         """The private encoder behind `xtoken.encode`."""
-        return Engine(self._backend, self._table.hidden, keep_normalizer=self._traits.drops_text)
+        return Engine(self._backend, self._table.hidden, keep_normalizer=self._traits.drops_space)
 
     @cached_property
     def _pieces(self) -> PieceTokenizer:
-        return PieceTokenizer(self.engine, self._table, drops_text=self._traits.drops_text)
+        return PieceTokenizer(self.engine, self._table, drops_space=self._traits.drops_space)
 
     def _check(self, token_id: int) -> int:
         index = int(token_id)
@@ -286,6 +286,15 @@ class Vocabulary:
         gives what its tokenizer makes of the piece, () if that holds an unknown.
         """
         return self._pieces.tokenize(pieces)
+
+    def tokenize_literal(self, text: str) -> tuple[int, ...]:
+        """Spell a control token's own text with ordinary tokens, () where that is impossible."""
+        return self._pieces.as_text(text)
+
+    @property
+    def all_bytes(self) -> list[bytes]:
+        """Every id's bytes as a list (not to be changed): `token_bytes` for tight loops."""
+        return self._table.token_bytes
 
     def join_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the concatenated bytes of a sequence of ids (role tokens add none)."""

@@ -1,0 +1,176 @@
+"""Chats: each tokenizer's own template around the same message contents.
+
+The template renders the chat as the model knows it; `xtoken._contents` finds the contents in the
+rendered text; tokens inside them get spans in the content stream, the template's own tokens lie
+outside. A token that straddles the border between template and content lies outside as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from xtoken._contents import Located, locate_contents, read_messages
+from xtoken._encoding import Encoding, encode_with_offsets, utf8
+from xtoken._spans import OUTSIDE, byte_positions, spans_from_offsets
+from xtoken.errors import DataError, UsageError, VocabularyError
+from xtoken.vocab import Vocabulary
+
+Supervise = Literal["assistant", "all"]
+CLOSING_ROLES = frozenset(("eos", "end_of_turn"))
+Offsets = list[tuple[int, int]]
+
+
+def encode_chat(
+    vocab: Vocabulary,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    chat_template: str | None = None,
+    supervise: Supervise = "assistant",
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> Encoding:
+    """Encode a chat with the tokenizer's template, spans over the concatenated contents.
+
+    The content stream is the messages' contents one after the other, as given. Template tokens
+    have span (-1, -1); the end-of-turn (or eos) that follows a content has (p, p), p being that
+    content's end, and is supervised with it. `supervise` picks the messages whose contents are
+    training targets. `chat_template` overrides the tokenizer's own; `template_kwargs` are handed
+    to it (`tools`, `enable_thinking`, ...). Special tokens written in a content stay text.
+
+    Raises `VocabularyError` when there is no template, `DataError` when a message is malformed or
+    the template drops or rewrites a content so that it can't be found again.
+    """
+    if supervise not in ("assistant", "all"):
+        raise UsageError(f"supervise is {supervise!r}; expected 'assistant' or 'all'.")
+    template = chat_template if chat_template is not None else vocab.chat_template
+    if template is None:
+        raise VocabularyError(
+            f"{vocab.name} has no chat template, so a chat can't be encoded with it; pass "
+            "chat_template=... (a Jinja string), or turn the messages into plain text."
+        )
+    plain = read_messages(messages)
+
+    def render(changed: Sequence[Mapping[str, Any]]) -> str:
+        return _render(vocab, changed, template, template_kwargs or {})
+
+    rendered = render(plain)
+    located = locate_contents(render, plain, rendered)
+    ids, offsets = _tokens(vocab, rendered, located)
+    return _assemble(vocab, plain, rendered, located, ids, offsets, supervise)
+
+
+def _render(
+    vocab: Vocabulary,
+    messages: Sequence[Mapping[str, Any]],
+    template: str,
+    options: Mapping[str, Any],
+) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        rendered = vocab.tokenizer.apply_chat_template(
+            list(messages), chat_template=template, tokenize=False, **options
+        )
+    except TemplateError as error:
+        raise DataError(
+            f"The chat template of {vocab.name} refuses this chat: {error}. "
+            "Change the messages' roles and order, or pass another chat_template=..."
+        ) from error
+    return str(rendered)
+
+
+def _tokens(
+    vocab: Vocabulary, rendered: str, located: Sequence[Located]
+) -> tuple[list[int], Offsets]:
+    """Encode the rendered chat, with special tokens parsed in the template but not in contents."""
+    ids, offsets = encode_with_offsets(vocab, rendered, "chat")
+    special = [
+        offset
+        for index, offset in zip(ids, offsets, strict=True)
+        if index >= len(vocab) or vocab.is_special[index]
+    ]
+    template_specials = [offset for offset in special if not _touches(offset, located)]
+    if len(template_specials) == len(special):
+        return ids, offsets
+
+    by_offset = {
+        offset: index
+        for index, offset in zip(ids, offsets, strict=True)
+        if offset in set(template_specials)
+    }
+    ids, offsets, reached = [], [], 0
+    for start, stop in [*template_specials, (len(rendered), len(rendered))]:
+        run = rendered[reached:start]
+        if run:
+            first = reached == 0 or vocab.engine.prefix_per_segment
+            run_ids, run_offsets = encode_with_offsets(vocab, run, "text" if first else "continued")
+            ids += run_ids
+            offsets += [(low + reached, high + reached) for low, high in run_offsets]
+        if start < stop:
+            ids.append(by_offset[start, stop])
+            offsets.append((start, stop))
+        reached = stop
+    return ids, offsets
+
+
+def _touches(offset: tuple[int, int], located: Sequence[Located]) -> bool:
+    return any(offset[0] < piece.stop and piece.start < offset[1] for piece in located)
+
+
+def _assemble(
+    vocab: Vocabulary,
+    messages: Sequence[Mapping[str, Any]],
+    rendered: str,
+    located: Sequence[Located],
+    ids: list[int],
+    offsets: Offsets,
+    supervise: Supervise,
+) -> Encoding:
+    spans = np.full((len(ids), 2), OUTSIDE, np.int64)
+    supervised = np.zeros(len(ids), bool)
+    special = [index >= len(vocab) or bool(vocab.is_special[index]) for index in ids]
+    contents = [message["content"] for message in messages]
+    sizes = [len(utf8(content)) for content in contents]
+    ends = np.cumsum(sizes)
+    exact = sum(piece.stop - piece.start for piece in located) == sum(map(len, contents))
+    opening = next((index for index in range(len(ids)) if special[index]), None)
+    before_contents = located[0].start if located else len(rendered)
+    if (
+        opening is not None
+        and offsets[opening][0] < before_contents
+        and "bos" in vocab.roles(ids[opening])
+    ):
+        spans[opening] = 0, 0
+
+    token = 0
+    for order, piece in enumerate(located):
+        wanted = supervise == "all" or messages[piece.message]["role"] == "assistant"
+        base = int(ends[piece.message]) - sizes[piece.message]
+        base += int(byte_positions(contents[piece.message])[piece.content_start])
+        while token < len(ids) and offsets[token][0] < piece.start:
+            token += 1
+        first = token
+        while (
+            token < len(ids) and offsets[token][1] <= piece.stop and offsets[token][0] < piece.stop
+        ):
+            token += 1
+        text = rendered[piece.start : piece.stop]
+        relative = [(low - piece.start, high - piece.start) for low, high in offsets[first:token]]
+        found, whole = spans_from_offsets(vocab, ids[first:token], relative, text, utf8(text))
+        spans[first:token] = np.where(found == OUTSIDE, OUTSIDE, found + base)
+        exact = exact and whole
+        covered = found[:, 0] < found[:, 1]
+        supervised[first:token] = covered & ~np.array(special[first:token], bool) & wanted
+
+        border = located[order + 1].start if order + 1 < len(located) else len(rendered)
+        for index in range(token, len(ids)):
+            if offsets[index][0] >= border:
+                break
+            if special[index]:
+                if vocab.roles(ids[index]) & CLOSING_ROLES:
+                    spans[index] = ends[piece.message]
+                    supervised[index] = wanted
+                break
+    return Encoding(np.array(ids, np.int64), spans, supervised, int(sum(sizes)), exact)
