@@ -1,0 +1,149 @@
+"""The frame of every loss: checks first, then blocks of chunks, each through `block`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from xtoken.losses.base import Chunks, Direction, LossResult, Pooling, SignalKind
+from xtoken.losses.blocks import LogitSource, run_blocks
+from xtoken.losses.checks import (
+    check_beta,
+    check_choice,
+    check_chunks,
+    check_finite,
+    check_logits,
+    check_temperature,
+)
+from xtoken.losses.divergence import DIRECTIONS
+from xtoken.losses.pooling import Rows
+
+# Stands for -inf in front of a softmax: the probability is exactly 0, and differences of two
+# masked values are 0 instead of NaN.
+MASKED = -1e30
+
+
+class Loss(nn.Module):
+    """A sum over chunks of a divergence between teacher and student.
+
+    Subclasses set `kind` and `poolings`, keep their tables as buffers, and implement `block`.
+    A loss knows tensors, chunks and a projection: no model, tokenizer or configuration.
+
+    Attributes:
+        kind: the loss's name in a run file.
+        accepts: teacher signals that it can use.
+        rows: `first` if only the first logit row of each chunk is read, else `all`.
+        student_size, teacher_size: V and U; logit columns beyond them are never looked at.
+        temperature: tau; both logits are divided by it and the loss is multiplied by tau^2.
+    """
+
+    kind: ClassVar[str]
+    accepts: ClassVar[frozenset[SignalKind]] = frozenset({"dense"})
+    poolings: ClassVar[tuple[Pooling, ...]] = ("first",)
+
+    def __init__(
+        self,
+        student_size: int,
+        teacher_size: int,
+        *,
+        temperature: float = 1.0,
+        pooling: Pooling = "first",
+        direction: Direction = "teacher_to_student",
+        jsd_beta: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_temperature(self.kind, temperature)
+        check_choice(self.kind, "pooling", pooling, self.poolings)
+        check_choice(self.kind, "direction", direction, DIRECTIONS)
+        if jsd_beta is not None:
+            check_beta(self.kind, jsd_beta)
+            check_choice(self.kind, "direction (jsd_beta is given)", direction, ("jsd",))
+        self.student_size = int(student_size)
+        self.teacher_size = int(teacher_size)
+        self.temperature = float(temperature)
+        self.pooling: Pooling = pooling
+        self.direction: Direction = direction
+        self.jsd_beta = 0.5 if jsd_beta is None else float(jsd_beta)
+
+    @property
+    def rows(self) -> Literal["first", "all"]:
+        """Which logit rows of a chunk are read."""
+        return "first" if self.pooling == "first" else "all"
+
+    def select(self, chunks: Chunks) -> Tensor | None:
+        """Return bool[C], the chunks that the loss reads (and counts); None means all."""
+        return None
+
+    def count(self, chunks: Chunks) -> int:
+        """Return how many of the chunks the loss counts, without looking at logits."""
+        chosen_C = self.select(chunks)
+        return len(chunks) if chosen_C is None else int(chosen_C.sum())
+
+    def prepare(self, teacher_blocks: Iterable[Rows]) -> Any:
+        """Return what `block` needs of the whole batch's teacher rows; None for most losses."""
+        return None
+
+    def block(self, student: Rows, teacher: Rows, state: Any = None) -> LossResult:
+        """Return the loss of a block of chunks by plain differentiable operations."""
+        raise NotImplementedError
+
+    def forward(
+        self, student_logits_NV: Tensor, teacher_logits_MU: Tensor, chunks: Chunks
+    ) -> LossResult:
+        """Return the sum over chunks, differentiable in the student's logits.
+
+        Args:
+            student_logits_NV: float[N, V or more], any precision; maths is float32 or wider.
+            teacher_logits_MU: float[M, U or more]; gets no gradient.
+            chunks: which rows belong together, on the logits' device.
+
+        Raises:
+            LossError: shapes that don't fit, rows outside the logits, rows without a finite
+                logit.
+        """
+        return run_blocks(
+            self, LogitSource(student_logits_NV), LogitSource(teacher_logits_MU), chunks
+        )
+
+    # ------------------------------------------------------------------ for subclasses
+
+    def check(
+        self,
+        student_shape: tuple[int, ...],
+        teacher_shape: tuple[int, ...],
+        chunks: Chunks,
+    ) -> None:
+        """Refuse shapes and chunks that don't fit, before any work is done."""
+        check_logits(self.kind, "student_logits_NV", student_shape, self.student_size)
+        check_logits(self.kind, "teacher_logits_MU", teacher_shape, self.teacher_size)
+        check_chunks(self.kind, chunks, student_shape[0], teacher_shape[0])
+
+    def log_probs(self, rows: Rows, masked_X: Tensor, name: str) -> Tensor:
+        """Return log softmax(logits / tau) with masked ids left out: [R, vocabulary]."""
+        logits_RV = rows.logits_RV
+        if self.temperature != 1.0:
+            logits_RV = logits_RV / self.temperature
+        if masked_X.numel():
+            logits_RV = logits_RV.index_fill(1, masked_X, MASKED)
+        self.check_rows(logits_RV, name)
+        return torch.log_softmax(logits_RV, dim=-1)
+
+    def check_rows(self, logits_RV: Tensor, name: str) -> None:
+        """Refuse rows that hold NaN, +inf, or nothing finite outside the masked ids."""
+        if logits_RV.shape[0] == 0:
+            return
+        max_R = logits_RV.detach().amax(-1)
+        check_finite(self.kind, name, max_R.masked_fill(max_R <= MASKED, -torch.inf))
+
+    def scale(self, per_chunk_C: Tensor) -> Tensor:
+        """Return tau^2 times the sum over chunks."""
+        return per_chunk_C.sum() * self.temperature**2
+
+
+def mass_metric(kept_mass_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (sum, count) of the teacher's mass on the kept support, for `LossResult.metrics`."""
+    kept_mass_C = kept_mass_C.detach()
+    return kept_mass_C.sum(), kept_mass_C.new_tensor(float(kept_mass_C.shape[0]))

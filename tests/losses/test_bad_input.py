@@ -1,0 +1,150 @@
+"""Each wrong argument is refused before any work, by name, with what was given and expected."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from losses.helpers import identity_projection, make_case, small_projection
+from xtoken.errors import LossError, XTokenError
+from xtoken.losses import GOLD, HKL, LOSSES, PKL, ULD, Direct, loss_settings, make_loss
+from xtoken.projection import Projection
+
+W = small_projection()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: PKL(W, temperature=0.0), ["temperature", "0.0", "positive"]),
+        (lambda: HKL(W, temperature=-1.0), ["temperature", "-1.0"]),
+        (lambda: PKL(W, temperature=float("nan")), ["temperature", "nan"]),
+        (lambda: PKL(W, pooling="last"), ["pooling", "'last'", "chain_rule"]),
+        (lambda: ULD(W, pooling="mean"), ["uld", "pooling", "'mean'", "first"]),
+        (lambda: PKL(W, direction="reverse"), ["direction", "student_to_teacher"]),
+        (lambda: PKL(W, support="all"), ["support", "'all'", "topk_rest"]),
+        (lambda: PKL(W, support="topk_rest", top_k=9), ["top_k", "9", "8"]),
+        (lambda: PKL(W, support="topk_batch", top_k=0), ["top_k", "0"]),
+        (lambda: PKL(W, top_k=5), ["top_k", "support", "'full'"]),
+        (lambda: PKL(W, jsd_beta=0.5), ["jsd_beta", "direction"]),
+        (lambda: PKL(W, direction="jsd", jsd_beta=1.5), ["jsd_beta", "1.5"]),
+        (lambda: HKL(W, lambda_kl=-1.0), ["lambda_kl", "-1.0"]),
+        (lambda: HKL(W, uld_top_k=100), ["uld_top_k", "100"]),
+        (lambda: GOLD(W, lambda_kl=1.0), ["lambda_kl", "auto", "fixed"]),
+        (lambda: GOLD(W, weights="half"), ["weights", "'half'"]),
+        (lambda: Direct(5, np.zeros(4, dtype=bool)), ["masked", "(4,)", "(5,)"]),
+        (lambda: make_loss("pkl", projection=W), ["'pkl'", "Did you mean p_kl?"]),
+        (lambda: make_loss("p_kl", projection=W, temprature=2), ["temprature", "temperature?"]),
+        (lambda: make_loss("p_kl"), ["p_kl", "projection"]),
+        (lambda: make_loss("direct", projection=W), ["direct", "7", "8"]),
+        (lambda: make_loss("direct"), ["student_vocab"]),
+    ],
+)
+def test_settings(make, words):
+    with pytest.raises(LossError) as caught:
+        make()
+    for word in words:
+        assert word in str(caught.value)
+
+
+def bare(exact: bool) -> Projection:
+    indices = np.array([[0], [1]], dtype=np.int32)
+    weights = np.full((2, 1), 0.0 if exact is None else 1.0, dtype=np.float32)
+    return Projection.from_arrays(indices, weights, np.zeros(2, dtype=bool), teacher_size=3)
+
+
+def test_empty_common_set():
+    for make in (lambda p: GOLD(p), lambda p: HKL(p, threshold=1.5)):
+        with pytest.raises(LossError, match=r"no token in common.*p_kl"):
+            make(bare(False))
+    HKL(bare(False))  # heavy pairs are common enough
+
+
+def test_projection_that_reaches_nothing():
+    indices = np.full((2, 1), -1, dtype=np.int32)
+    weights = np.zeros((2, 1), dtype=np.float32)
+    empty = Projection.from_arrays(indices, weights, np.zeros(2, dtype=bool), teacher_size=3)
+    with pytest.raises(LossError, match="reaches no teacher id"):
+        PKL(empty)
+
+
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+def test_shapes(kind):
+    projection = identity_projection(7) if kind == "direct" else small_projection()
+    case = make_case(projection)
+    loss = make_loss(kind, projection=projection)
+    U = projection.teacher_size
+    with pytest.raises(LossError, match=r"student_logits_NV has shape \(11, 6\).*\[11, 7\]"):
+        loss(case.student[:, :6], case.teacher, case.chunks)
+    with pytest.raises(LossError, match=rf"teacher_logits_MU has shape \(13, 5\).*\[13, {U}\]"):
+        loss(case.student, case.teacher[:, :5], case.chunks)
+    with pytest.raises(LossError, match=r"two dimensions"):
+        loss(case.student[None], case.teacher, case.chunks)
+    with pytest.raises(LossError, match=r"student_target_N has shape \(11,\).*9 rows"):
+        loss(case.student[:9], case.teacher, case.chunks)
+    bad = replace(case.chunks, student_start_C=case.chunks.student_start_C + 2)
+    with pytest.raises(LossError, match=r"student rows 2 to 11.*expected rows 0 to 10"):
+        loss(case.student, case.teacher, bad)
+    bad = replace(case.chunks, teacher_count_C=case.chunks.teacher_count_C * 0)
+    with pytest.raises(LossError, match="counts from 0"):
+        loss(case.student, case.teacher, bad)
+    bad = replace(case.chunks, teacher_count_C=case.chunks.teacher_count_C[:3])
+    with pytest.raises(LossError, match=r"teacher_count_C has shape \(3,\); expected \(6,\)"):
+        loss(case.student, case.teacher, bad)
+    bad = replace(case.chunks, student_start_C=case.chunks.student_start_C.int())
+    with pytest.raises(LossError, match=r"int32; expected torch.int64"):
+        loss(case.student, case.teacher, bad)
+
+
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize(
+    ("value", "word"), [(float("nan"), "NaN"), (-float("inf"), "all -inf"), (float("inf"), "inf")]
+)
+def test_rows_that_are_no_distribution(kind, side, value, word):
+    projection = identity_projection(7) if kind == "direct" else small_projection()
+    case = make_case(projection)
+    logits = getattr(case, side)
+    size = getattr(projection, f"{side}_size")
+    logits[5, :size] = value
+    loss = make_loss(kind, projection=projection)
+    with pytest.raises(LossError, match=f"{side}_logits_.*{word}"):
+        loss(case.student, case.teacher, case.chunks)
+
+
+def test_a_masked_id_alone_is_no_distribution():
+    case = make_case()
+    case.student[0, :6] = -float("inf")  # id 6, the masked one, stays finite
+    with pytest.raises(LossError, match=r"student_logits_NV.*all -inf"):
+        PKL(case.projection)(case.student, case.teacher, case.chunks)
+
+
+def test_single_minus_infinity_is_allowed():
+    case = make_case()
+    case.teacher[1, 0] = -float("inf")
+    student = case.student.requires_grad_()
+    total = PKL(case.projection)(student, case.teacher, case.chunks).total
+    total.backward()
+    assert torch.isfinite(total)
+    assert torch.isfinite(student.grad).all()
+
+
+def test_registry_names_every_setting():
+    assert set(LOSSES) >= {"p_kl", "h_kl", "gold", "uld", "direct"}
+    assert loss_settings("p_kl") == {
+        "direction": "teacher_to_student",
+        "temperature": 1.0,
+        "pooling": "first",
+        "support": "full",
+        "top_k": None,
+        "jsd_beta": None,
+    }
+    for kind in LOSSES:
+        projection = identity_projection(7) if kind == "direct" else small_projection()
+        loss = make_loss(kind, projection=projection, **loss_settings(kind))
+        assert loss.kind == kind
+        assert loss.rows == "first" or "first" not in loss.poolings
+        assert issubclass(LossError, XTokenError)
