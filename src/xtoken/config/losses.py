@@ -1,0 +1,125 @@
+"""The `loss:` block: one class a loss, named and defaulted as the losses themselves are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field
+
+from xtoken.config.base import AtLeastOne, NotNegative, Positive, Section, Share
+
+# The same names as in `xtoken.losses` (which needs torch, so it isn't imported here; a test
+# compares kinds, settings and defaults).
+Direction = Literal["teacher_to_student", "student_to_teacher", "jsd"]
+Pooling = Literal["first", "chain_rule", "mean"]
+Support = Literal["full", "reached", "topk_rest", "topk_batch"]
+Threshold = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class LossSettings(Section):
+    """What a loss is called and how it is set."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the keyword arguments of `xtoken.losses.make_loss`, `kind` left out."""
+        return self.model_dump(exclude={"kind"})
+
+
+class _Divergence(LossSettings):
+    direction: Direction = "teacher_to_student"
+    temperature: Positive = 1.0
+    jsd_beta: Share | None = None
+
+    def ignored(self) -> dict[str, str]:
+        """See `Section.ignored`."""
+        if self.direction == "jsd":
+            return {}
+        return {
+            "jsd_beta": f"has no effect with direction: {self.direction}; remove it, or set "
+            "direction: jsd"
+        }
+
+
+class PKL(_Divergence):
+    """P-KL: the student's distribution projected by W onto the teacher's vocabulary."""
+
+    kind: Literal["p_kl"] = "p_kl"
+    pooling: Pooling = "first"
+    support: Support = "full"
+    top_k: AtLeastOne | None = None
+
+    def ignored(self) -> dict[str, str]:
+        """See `Section.ignored`."""
+        found = super().ignored()
+        if self.support not in ("topk_rest", "topk_batch"):
+            found["top_k"] = (
+                f"has no effect with support: {self.support}; remove it, or set support: topk_rest"
+            )
+        return found
+
+
+class _Partition(_Divergence):
+    pooling: Pooling = "first"
+    uld_top_k: AtLeastOne | None = None
+
+    def ignored(self) -> dict[str, str]:
+        """See `Section.ignored`."""
+        found = super().ignored()
+        if getattr(self, "lambda_uld", None) == 0:
+            found["uld_top_k"] = "has no effect with lambda_uld: 0; remove one of the two"
+        return found
+
+
+class HKL(_Partition):
+    """H-KL: KL on common tokens (near matches above `threshold` too), sorted L1 on the rest."""
+
+    kind: Literal["h_kl"] = "h_kl"
+    threshold: Threshold = 0.6
+    lambda_kl: NotNegative = 1.0
+    lambda_uld: NotNegative = 1.0
+
+
+class GOLD(_Partition):
+    """GOLD: a divergence on exactly matching tokens, sorted L1 on the rest."""
+
+    kind: Literal["gold"] = "gold"
+    direction: Direction = "jsd"
+    weights: Literal["auto", "fixed"] = "auto"
+    lambda_kl: NotNegative | None = None
+    lambda_uld: NotNegative | None = None
+
+    def ignored(self) -> dict[str, str]:
+        """See `Section.ignored`."""
+        found = super().ignored()
+        if self.weights == "auto":
+            why = "has no effect with weights: auto; remove it, or set weights: fixed"
+            found |= {"lambda_kl": why, "lambda_uld": why}
+        return found
+
+
+class ULD(LossSettings):
+    """ULD: L1 between the sorted distributions."""
+
+    kind: Literal["uld"] = "uld"
+    temperature: Positive = 1.0
+    pooling: Pooling = "first"
+    top_k: AtLeastOne | None = None
+
+
+class Direct(_Divergence):
+    """KL per position; student and teacher must have one vocabulary."""
+
+    kind: Literal["direct"] = "direct"
+
+
+def _with_kind(value: Any) -> Any:
+    """Let `loss: {temperature: 2}` mean P-KL, as no `loss:` at all does."""
+    return {"kind": "p_kl", **value} if isinstance(value, dict) else value
+
+
+LossConfig = Annotated[
+    PKL | HKL | GOLD | ULD | Direct, Field(discriminator="kind"), BeforeValidator(_with_kind)
+]
+
+LOSS_CLASSES: dict[str, type[LossSettings]] = {
+    member.model_fields["kind"].default: member for member in get_args(get_args(LossConfig)[0])
+}
