@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,8 @@ class Vocabulary:
         if rows is None:
             rows = output_rows(folder)
         files = read_plain_directory(folder) if folder.is_dir() else None
-
-        def load() -> Any:
-            return load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
-
+        # Partials rather than closures: a vocabulary travels to data workers by pickle.
+        load = partial(load_tokenizer, name, revision=revision, trust_remote_code=trust_remote_code)
         if files is None:
             return cls.from_tokenizer(load(), name=name, rows=rows)
         named = files.role_tokens if files.has_config else None
@@ -132,7 +130,7 @@ class Vocabulary:
                 name=name or "tokenizer",
                 rows=rows,
                 chat_template=None,
-                make_tokenizer=lambda: _wrap(obj),
+                make_tokenizer=partial(_wrap, obj),
             )
         backend = getattr(obj, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
@@ -150,7 +148,7 @@ class Vocabulary:
             name=name or getattr(obj, "name_or_path", None) or type(obj).__name__,
             rows=rows,
             chat_template=template,
-            make_tokenizer=lambda: obj,
+            make_tokenizer=partial(_given, obj),
         )
 
     @classmethod
@@ -333,6 +331,10 @@ class Vocabulary:
         return self.engine.encode_ids(_SAMENESS_PROBES, "text") == other.engine.encode_ids(
             _SAMENESS_PROBES, "text"
         )
+
+
+def _given(tokenizer: Any) -> Any:
+    return tokenizer
 
 
 def _wrap(backend: Any) -> Any:
