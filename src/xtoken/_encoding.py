@@ -89,18 +89,18 @@ def encode_with_offsets(
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Encode one text to ids and character ranges; no role but unk comes out of text.
 
-    A model may arrive at a control token by its own merges or scores, past the tokenizer's
-    handling of special tokens; such a token is spelt out again.
+    A model may read `</s>` or `<0x41>` as the control or byte token of that name by its own merges
+    or scores, past the tokenizer's handling of special tokens; such a token is spelt out again.
     """
     (encoded,) = vocab.engine.encode([text], mode)
-    unk = vocab.role_id("unk")
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     for index, offset in zip(encoded.ids, encoded.offsets, strict=True):
         spelt: tuple[int, ...] = (index,)
-        if mode != "chat" and (index >= len(vocab) or vocab.is_special[index]) and index != unk:
+        if mode != "chat" and (index >= len(vocab) or vocab.kind(index) in ("special", "byte")):
             piece = text[offset[0] : offset[1]]
-            spelt = vocab.tokenize_literal(piece) or spelt
+            if index >= len(vocab) or piece == vocab.token_text(index):
+                spelt = vocab.tokenize_literal(piece) or spelt
         ids += spelt
         offsets += [offset] * len(spelt)
     return ids, offsets
