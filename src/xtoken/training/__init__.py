@@ -1,0 +1,25 @@
+"""Training a student: the objective, the trainer on top of `transformers.Trainer`, run files.
+
+Example:
+    from xtoken.config import load_run
+    from xtoken.training import train
+
+    result = train(load_run("run.yaml"))
+"""
+
+from xtoken.training.callbacks import TrainingInterrupted, read_metrics
+from xtoken.training.checkpoints import check_checkpoint, find_checkpoint
+from xtoken.training.combine import Combine
+from xtoken.training.objective import Objective, TeacherTerm
+from xtoken.training.trainer import XTokenTrainer
+
+__all__ = [
+    "Combine",
+    "Objective",
+    "TeacherTerm",
+    "TrainingInterrupted",
+    "XTokenTrainer",
+    "check_checkpoint",
+    "find_checkpoint",
+    "read_metrics",
+]

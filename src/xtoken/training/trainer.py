@@ -1,0 +1,415 @@
+"""`transformers.Trainer` with a distillation objective divided by global counts.
+
+Overridden: how a window of micro-batches is counted, the loss, evaluation, logging, and how a
+checkpoint reaches the disk. Everything else (DDP, FSDP, PEFT, trackers, schedules, resuming the
+data order and random states) is the Trainer's.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.training_args import TrainingArguments
+
+from xtoken.errors import LossError, TrainingError
+from xtoken.training import saving
+from xtoken.training.batches import Collator, IndexedCollator, indexed, repeated_positions
+from xtoken.training.callbacks import Finisher, MetricsFile, ProgressReport, TrainingInterrupted
+from xtoken.training.checkpoints import RunState, check_checkpoint, clear_staging, find_checkpoint
+from xtoken.training.combine import Combine
+from xtoken.training.counts import Counts, drop_examples, local_counts
+from xtoken.training.evaluate import evaluation_loader, evaluation_loss, run_objective, with_kd
+from xtoken.training.metrics import Clock, Sums, coverage, peak_memory_gib
+from xtoken.training.objective import Objective, Parts, frozen_rng
+from xtoken.training.window import StepLoss
+
+
+def _settle(args: TrainingArguments) -> None:
+    """Set what the objective needs, whatever the user's arguments say."""
+    args.remove_unused_columns = False
+    args.label_names = ["labels"]
+    args.logging_nan_inf_filter = False
+    if args.n_gpu > 1:
+        # DataParallel would hand each GPU a slice of a batch whose rows are numbered flat.
+        args._n_gpu = 1
+
+
+class XTokenTrainer(Trainer):
+    """Trains a student on cross-entropy and one distillation term for each teacher.
+
+    Args:
+        model: the student (a causal language model, or a PEFT model around one).
+        args: any `TrainingArguments`; columns are never removed by name, and a loss that isn't
+            finite stops the run instead of being left out of the average.
+        objective: the teachers, their losses and weights.
+        data_collator: list of examples -> batch, as `xtoken.data.PairCollator` makes it.
+        combine: weights and scaling of the two parts.
+        train_dataset, eval_dataset: datasets of such examples.
+        callbacks: further callbacks.
+        progress: "bar" (a live bar), "lines" (plain lines), "none", or "auto" (a bar on a
+            terminal, lines elsewhere).
+        **kwargs: whatever else `transformers.Trainer` takes.
+    """
+
+    # `compute_loss` divides by counts over the whole accumulation window.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        objective: Objective,
+        data_collator: Collator,
+        combine: Combine | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        progress: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        _settle(args)
+        self.objective = objective
+        self.combine = combine or Combine()
+        self.step_loss = StepLoss(self.combine, objective.weights, self.over_ranks)
+        self.finisher = Finisher()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=IndexedCollator(data_collator),
+            train_dataset=None if train_dataset is None else indexed(train_dataset),
+            eval_dataset=eval_dataset,
+            callbacks=[MetricsFile(), ProgressReport(progress), self.finisher, *callbacks],
+            **kwargs,
+        )
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self._refuse_split_sequences()
+        self.clock = Clock(self.args.device)
+        self.chunks_seen = [0.0] * len(objective.teachers)
+        self._reset_figures()
+
+    def _refuse_split_sequences(self) -> None:
+        for name, size in (("context", self.get_cp_size()), ("sequence", self.get_sp_size())):
+            if size > 1:
+                raise TrainingError(
+                    f"{name} parallelism of size {size} cuts sequences between ranks, so a chunk's "
+                    "rows would lie on several; use data parallelism (DDP, FSDP) instead"
+                )
+
+    # ---- Ranks ---------------------------------------------------------------------------
+
+    @property
+    def data_ranks(self) -> int:
+        """Ranks that see different data (tensor-parallel ranks see the same)."""
+        return self.accelerator.num_processes // self.get_tp_size()
+
+    @property
+    def data_rank(self) -> int:
+        """This process among them."""
+        return self.accelerator.process_index // self.get_tp_size()
+
+    def over_ranks(self, values: Tensor) -> Tensor:
+        """Return the sum of `values` over the ranks that see different data."""
+        if self.accelerator.num_processes == 1:
+            return values
+        total = self.accelerator.reduce(values.to(self.args.device), "sum")
+        return total / self.get_tp_size()
+
+    def _means(self, sums: Sums) -> dict[str, float]:
+        pairs = [sums.pairs()]
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            pairs = gather_object(pairs)
+        return Sums.means(pairs)
+
+    # ---- One step ------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Any]:
+        """Take the step's micro-batches; count tokens and chunks over them and all ranks."""
+        self.clock.enter("data")
+        batches = [
+            self._without_repeats(batch, position)
+            for position, batch in enumerate(itertools.islice(epoch_iterator, num_batches))
+        ]
+        local = local_counts(batches, len(self.objective.teachers), self.objective.count_chunks)
+        tokens, *chunks = self.over_ranks(local).tolist()
+        counts = Counts(tokens, tuple(chunks))
+        self.step_loss.open(batches, counts)
+        self.chunks_seen = [a + b for a, b in zip(self.chunks_seen, chunks, strict=True)]
+        self._note_batches(batches, counts)
+        self.clock.enter("other")
+        return batches, counts
+
+    def _without_repeats(self, batch: dict[str, Any], position: int) -> dict[str, Any]:
+        """Leave out the examples that `accelerate` repeats at an epoch's end to even out ranks."""
+        args, dataset = self.args, self.train_dataset
+        shuffled_whole = args.train_sampling_strategy != "batch_rebalance"
+        if self.data_ranks == 1 or not hasattr(dataset, "__len__") or not shuffled_whole:
+            return batch
+        if args.accelerator_config.split_batches:
+            return batch
+        size = self._train_batch_size
+        per_epoch = -(-len(dataset) // (size * self.data_ranks))
+        steps_per_epoch = -(-per_epoch // args.gradient_accumulation_steps)
+        step_in_epoch = self.state.global_step % steps_per_epoch
+        repeated_B = repeated_positions(
+            step_in_epoch * args.gradient_accumulation_steps + position,
+            batch["input_ids"].shape[0],
+            batch_size=size,
+            rank=self.data_rank,
+            ranks=self.data_ranks,
+            length=len(dataset),
+        )
+        return drop_examples(batch, ~repeated_B) if bool(repeated_B.any()) else batch
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Run one micro-batch forward and backward; the first may measure the window before."""
+        if self.step_loss.must_measure():
+            self._measure(model)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.clock.enter("other")
+        if self.step_loss.window.complete:
+            scale = self.step_loss.close()
+            if scale is not None:
+                self._sums.add("scale", scale)
+        return loss
+
+    @torch.no_grad()
+    def _measure(self, model: nn.Module) -> None:
+        """Run the window forward only, with the random states that the real pass will see."""
+
+        def run(batch: dict[str, Any]) -> Parts:
+            inputs = self._prepare_inputs(batch)
+            with self.compute_loss_context_manager():
+                return self.objective(model, inputs, clock=self.clock)
+
+        model.train()
+        with frozen_rng(self.args.device):
+            self.step_loss.measure(run)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return this micro-batch's share of the step's loss, times the ranks that average it."""
+        try:
+            parts = self.objective(
+                model, inputs, figures=self._figures_due(), clock=self.clock, backward_clock=True
+            )
+        except LossError as error:
+            raise TrainingError(f"{self._place(inputs)}: {error}") from error
+        self._refuse_not_finite(parts, inputs)
+        self._sums.merge(parts.sums)
+        loss = self.step_loss.loss(parts) * self.data_ranks
+        return (loss, None) if return_outputs else loss
+
+    def _refuse_not_finite(self, parts: Parts, inputs: dict[str, Any]) -> None:
+        totals = {"ce": parts.ce.total.detach()}
+        for term, result in zip(self.objective.teachers, parts.kd, strict=True):
+            totals[f"kd/{term.name}"] = result.total.detach()
+        if bool(torch.isfinite(torch.stack([t.float() for t in totals.values()])).all()):
+            return
+        bad = ", ".join(f"{name} = {float(total)}" for name, total in totals.items())
+        raise TrainingError(
+            f"{self._place(inputs)}: the loss is not finite ({bad}). {self._saved_so_far()} Look "
+            "at these examples, lower training.learning_rate, or use bf16 rather than fp16"
+        )
+
+    def _place(self, inputs: dict[str, Any]) -> str:
+        """Return which step and which examples (positions in the training data) these are."""
+        rows = ", ".join(str(row) for row in inputs["indices"].tolist())
+        return f"step {self.state.global_step + 1}, training examples {rows} (counted from 0)"
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # Under fp16 an overflow is normal: the loss scaler skips the step.
+        scaled = getattr(self.accelerator, "scaler", None) is not None
+        if not scaled and not bool(torch.isfinite(torch.as_tensor(norm))):
+            raise TrainingError(
+                f"the gradient is not finite at step {self.state.global_step + 1} although the "
+                f"loss is. {self._saved_so_far()} Lower training.learning_rate, or train in bf16 "
+                "or float32"
+            )
+        return norm
+
+    def _saved_so_far(self) -> str:
+        path = find_checkpoint(self.args.output_dir).path
+        return f"Nothing was overwritten{f'; the last checkpoint is {path}' if path else ''}."
+
+    # ---- Logging -------------------------------------------------------------------------
+
+    def _reset_figures(self) -> None:
+        self._sums = Sums()
+        self._tokens = 0
+        self._logged_step = self.state.global_step
+
+    def _figures_due(self) -> bool:
+        """Agreement and the teacher's bits per byte are measured in the steps that are logged."""
+        step = self.state.global_step + 1
+        if step == 1 or step >= self.state.max_steps:
+            return True
+        every = self.state.logging_steps if self.args.logging_strategy == "steps" else 10
+        return step % max(int(every or 1), 1) == 0
+
+    def _note_batches(self, batches: list[dict[str, Any]], counts: Counts) -> None:
+        for batch in batches:
+            self._tokens += int(batch["attention_mask"].sum())
+            for name, (part, whole) in coverage(batch["stats"]).items():
+                self._sums.add(name, part, whole)
+        self._sums.add("chunks", counts.total_chunks)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.clock.enter(None)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the figures of the steps since the last log, over all ranks."""
+        if "learning_rate" in logs and "loss" in logs:
+            logs = {**logs, **self._figures()}
+        super().log(logs, start_time)
+
+    def _figures(self) -> dict[str, float]:
+        steps = max(self.state.global_step - self._logged_step, 1)
+        figures = with_kd(self._means(self._sums), self.objective)
+        seconds = self.clock.seconds()
+        total = sum(seconds.values())
+        tokens = float(self.over_ranks(torch.tensor(float(self._tokens))))
+        figures["tokens_per_second"] = tokens / total if total else 0.0
+        figures["time_step"] = total / steps
+        figures.update({f"time_{phase}": spent / steps for phase, spent in seconds.items()})
+        figures["memory_gib"] = peak_memory_gib(self.args.device)
+        self._reset_figures()
+        return figures
+
+    # ---- Evaluation ----------------------------------------------------------------------
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return this rank's share of the evaluation data, each example on exactly one rank."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if dataset is None:
+            raise TrainingError("evaluation needs an eval_dataset; give data.eval in the run file")
+        return evaluation_loader(
+            dataset,
+            self.data_collator,
+            batch_size=self.args.eval_batch_size,
+            rank=self.data_rank,
+            ranks=self.data_ranks,
+            workers=self.args.dataloader_num_workers,
+        )
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Return the objective's figures on the data: loss, ce, kd, agreement, bpb, ..."""
+
+        def after_batch() -> None:
+            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+        self.callback_handler.eval_dataloader = dataloader
+        sums = run_objective(
+            self._evaluated_model(),
+            dataloader,
+            self.objective,
+            prepare=self._prepare_inputs,
+            after_batch=after_batch,
+        )
+        means = with_kd(self._means(sums), self.objective)
+        means["loss"] = evaluation_loss(means, self.combine)
+        return EvalLoopOutput(
+            predictions=None,
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in means.items()},
+            num_samples=self.num_examples(dataloader),
+        )
+
+    def _evaluated_model(self) -> nn.Module:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return self.model_wrapped
+        if not self.accelerator._models and not self.is_in_train:
+            # Not trained yet: this puts mixed precision around the forward.
+            return self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        return self.model
+
+    # ---- Training and checkpoints ---------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """Train; `resume_from_checkpoint=True` takes the last complete checkpoint.
+
+        Raises:
+            TrainingError: the checkpoint can't be used, the loss is not finite, no chunk was
+                ever supervised, or the disk is full.
+            TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
+        """
+        if self.accelerator.is_main_process and Path(self.args.output_dir).is_dir():
+            clear_staging(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        checkpoint = self._resolve(resume_from_checkpoint)
+        self.step_loss.lagged.value = None
+        self.chunks_seen = [0.0] * len(self.objective.teachers)
+        if checkpoint is not None:
+            state = RunState.load(checkpoint)
+            self.step_loss.lagged.value = state.lagged_scale
+            self.chunks_seen = state.chunks_seen or self.chunks_seen
+            self.args.eval_on_start = False
+        with self.finisher.watching(self):
+            output = super().train(
+                resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs
+            )
+        if self.finisher.interrupted:
+            raise TrainingInterrupted(self.state.global_step, self.args.output_dir)
+        return output
+
+    def _resolve(self, resume: Any) -> Path | None:
+        if resume is None or resume is False:
+            return None
+        if resume is not True:
+            return check_checkpoint(resume)
+        found = find_checkpoint(self.args.output_dir)
+        if found.path is None:
+            reasons = "".join(f"\n  {reason}" for reason in found.skipped)
+            raise TrainingError(
+                f"there is no complete checkpoint in {self.args.output_dir} to resume from; start "
+                f"the run without resuming{reasons}"
+            )
+        return found.path
+
+    def refuse_without_support(self) -> None:
+        """Raise TrainingError if a teacher that counts has had no supervised chunk so far."""
+        for term, seen in zip(self.objective.teachers, self.chunks_seen, strict=True):
+            if self.combine.kd and term.weight and seen == 0:
+                raise TrainingError(
+                    f"teacher {term.name} had no supervised chunk in the whole data, so its loss "
+                    "was never computed: check that the supervised spans are not empty and that "
+                    "sequences are not cut before them (data.max_length, data.teacher_max_length)"
+                )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        saving.save_checkpoint(self, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        with saving.full_disk_is_an_error(output_dir or self.args.output_dir):
+            super()._save(output_dir, state_dict)
