@@ -161,14 +161,14 @@ def warn(
         if side.lossy:
             add(
                 f"lossy_{which}",
-                f"The {which}'s tokenizer ({side.name}) loses parts of a text: "
-                f"{' '.join(side.notes) or 'its bytes come from offsets'} Alignment skips these.",
+                f"The {which}'s tokenizer ({side.name}) loses parts of a text, which can't be "
+                f"aligned: {'; '.join(side.notes) or 'its bytes come from offsets'}.",
             )
         elif side.normalizes:
             add(
                 f"normalizes_{which}",
                 f"The {which}'s tokenizer ({side.name}) changes text before cutting it"
-                f"{': ' + ' '.join(side.notes) if side.notes else '.'}",
+                f"{': ' + '; '.join(side.notes) if side.notes else ''}.",
             )
         if side.has_chat_template and not other.has_chat_template:
             add(
