@@ -1,0 +1,5 @@
+"""Teachers: whatever gives next-token distributions for a batch of token ids."""
+
+from xtoken.teachers.local import LocalTeacher
+
+__all__ = ["LocalTeacher"]
