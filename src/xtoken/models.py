@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from xtoken._hub import why_unreachable
 from xtoken._tokenizer_files import looks_local
 from xtoken.errors import ModelNotFoundError, UsageError, XTokenError
 
@@ -233,9 +232,8 @@ def _load(source: str, name: str, dtype: Dtype, options: dict[str, Any]) -> Any:
     hub = not Path(source).is_dir()
     if hub:
         cached = _in_cache(source, options)
-        reason = None if cached else why_unreachable()
-        if reason is not None:
-            raise _not_found(name, reason)
+        if not cached:
+            _ask_hub(name, options.get("revision"))
         options = {**options, "local_files_only": cached}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -271,6 +269,20 @@ def _in_cache(name: str, options: dict[str, Any]) -> bool:
         if found is not None:
             return True
     return False
+
+
+def _ask_hub(name: str, revision: str | None) -> None:
+    """Raise ModelNotFoundError unless the hub knows the name.
+
+    Asks once and fails at once, where a download would retry for half a minute: a mistyped path
+    on a machine without a network must not seem to hang.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, revision=revision, timeout=10)
+    except Exception as error:
+        raise _not_found(name, _first_line(error)) from error
 
 
 def _explain(error: Exception, name: str, hub: bool, options: dict[str, Any]) -> XTokenError:
