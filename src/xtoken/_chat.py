@@ -2,7 +2,7 @@
 
 The template renders the chat as the model knows it; `xtoken._contents` finds the contents in the
 rendered text; tokens inside them get spans in the content stream, the template's own tokens lie
-outside. A token that straddles the border between template and content lies outside as well.
+outside.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ def encode_chat(
     """Encode a chat with the tokenizer's template, spans over the concatenated contents.
 
     The content stream is the messages' contents one after the other, as given. Template tokens
-    have span (-1, -1); the end-of-turn (or eos) that follows a content has (p, p), p being that
-    content's end, and is supervised with it. `supervise` picks the messages whose contents are
-    training targets. `chat_template` overrides the tokenizer's own; `template_kwargs` are handed
-    to it (`tools`, `enable_thinking`, ...). Special tokens written in a content stay text.
+    have span (-1, -1), also a token that holds both template text and content; such a token is
+    supervised where the template's part of it is white space. The end-of-turn (or eos) that follows
+    a content has (p, p), p being that content's end, and is supervised with it. `supervise` picks
+    the messages whose contents are training targets. `chat_template` overrides the tokenizer's
+    own; `template_kwargs` are handed to it (`tools`, `enable_thinking`, ...). Special tokens
+    written in a content stay text.
 
     Raises `VocabularyError` when there is no template, `DataError` when a message is malformed or
     the template drops or rewrites a content so that it can't be found again.
@@ -128,49 +130,59 @@ def _assemble(
     offsets: Offsets,
     supervise: Supervise,
 ) -> Encoding:
+    """Turn spans in the rendered chat into spans in the content stream.
+
+    Whether a token lies in a content is decided by bytes: the character offsets of byte-fallback
+    tokens may reach over a whole run of unknown characters.
+    """
+    # A control token stands for its own text here, not for nothing.
+    source = rendered.encode()
+    places, _ = spans_from_offsets(vocab, ids, offsets, rendered, source)
+    special = np.array([index >= len(vocab) or vocab.is_special[index] for index in ids], bool)
+    at = byte_positions(rendered)
     spans = np.full((len(ids), 2), OUTSIDE, np.int64)
     supervised = np.zeros(len(ids), bool)
-    special = [index >= len(vocab) or bool(vocab.is_special[index]) for index in ids]
     contents = [message["content"] for message in messages]
-    sizes = [len(utf8(content)) for content in contents]
-    ends = np.cumsum(sizes)
-    exact = sum(piece.stop - piece.start for piece in located) == sum(map(len, contents))
-    opening = next((index for index in range(len(ids)) if special[index]), None)
-    before_contents = located[0].start if located else len(rendered)
-    if (
-        opening is not None
-        and offsets[opening][0] < before_contents
-        and "bos" in vocab.roles(ids[opening])
-    ):
-        spans[opening] = 0, 0
+    ends = np.cumsum([len(utf8(content)) for content in contents])
+    size = int(ends[-1])
 
-    token = 0
+    covered = 0
     for order, piece in enumerate(located):
+        content = contents[piece.message]
         wanted = supervise == "all" or messages[piece.message]["role"] == "assistant"
-        base = int(ends[piece.message]) - sizes[piece.message]
-        base += int(byte_positions(contents[piece.message])[piece.content_start])
-        while token < len(ids) and offsets[token][0] < piece.start:
-            token += 1
-        first = token
-        while (
-            token < len(ids) and offsets[token][1] <= piece.stop and offsets[token][0] < piece.stop
-        ):
-            token += 1
-        text = rendered[piece.start : piece.stop]
-        relative = [(low - piece.start, high - piece.start) for low, high in offsets[first:token]]
-        found, whole = spans_from_offsets(vocab, ids[first:token], relative, text, utf8(text))
-        spans[first:token] = np.where(found == OUTSIDE, OUTSIDE, found + base)
-        exact = exact and whole
-        covered = found[:, 0] < found[:, 1]
-        supervised[first:token] = covered & ~np.array(special[first:token], bool) & wanted
+        low, high = int(at[piece.start]), int(at[piece.stop])
+        # Byte of the stream minus byte of the rendering, for this content.
+        shift = int(ends[piece.message]) - len(content[piece.content_start :].encode()) - low
+        border = at[located[order + 1].start] if order + 1 < len(located) else at[-1]
 
-        border = located[order + 1].start if order + 1 < len(located) else len(rendered)
-        for index in range(token, len(ids)):
-            if offsets[index][0] >= border:
-                break
-            if special[index]:
-                if vocab.roles(ids[index]) & CLOSING_ROLES:
-                    spans[index] = ends[piece.message]
-                    supervised[index] = wanted
-                break
-    return Encoding(np.array(ids, np.int64), spans, supervised, int(sum(sizes)), exact)
+        real = (places[:, 0] < places[:, 1]) & ~special
+        within = real & (places[:, 0] >= low) & (places[:, 1] <= high)
+        spans[within] = places[within] + shift
+        supervised[within] = wanted
+        straddling = real & ~within & (places[:, 0] < high) & (places[:, 1] > low)
+        for index in np.flatnonzero(straddling):
+            start, stop = places[index]
+            # In no chunk, but a fair target of cross-entropy: else the first word of every answer
+            # would never be learnt under templates that put a space before it.
+            if not (source[start:low] + source[high:stop]).strip():
+                supervised[index] = wanted
+        covered += _exact_bytes(vocab, ids, within, rendered[piece.start : piece.stop])
+
+        following = np.flatnonzero(special & (places[:, 0] >= high) & (places[:, 0] < border))
+        if len(following) and vocab.roles(ids[following[0]]) & CLOSING_ROLES:
+            spans[following[0]] = ends[piece.message]
+            supervised[following[0]] = wanted
+
+    first = at[located[0].start] if located else at[-1]
+    opening = np.flatnonzero(special & (places[:, 0] < first))
+    if len(opening) and "bos" in vocab.roles(ids[opening[0]]):
+        spans[opening[0]] = 0
+    return Encoding(np.array(ids, np.int64), spans, supervised, size, covered == size)
+
+
+def _exact_bytes(vocab: Vocabulary, ids: list[int], within: np.ndarray, text: str) -> int:
+    """Return the bytes of a content if the tokens in it spell exactly them, else 0."""
+    content = text.encode()
+    joined = vocab.join_bytes(ids[index] for index in np.flatnonzero(within))
+    same = joined == content or (vocab.dummy_prefix and joined == b" " + content)
+    return len(content) if same else 0
