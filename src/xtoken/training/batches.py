@@ -108,3 +108,12 @@ def repeated_positions(
     """
     first = (batch_in_epoch * ranks + rank) * batch_size
     return torch.arange(first, first + size) >= length
+
+
+def position_in_epoch(step: int, micro_batch: int, *, batches: int, accumulate: int) -> int:
+    """Return which of an epoch's `batches` (a rank's own) a step's micro-batch is.
+
+    `step` counts optimizer steps from the run's start; an epoch's last may hold fewer
+    micro-batches than `accumulate`.
+    """
+    return step % -(-batches // accumulate) * accumulate + micro_batch

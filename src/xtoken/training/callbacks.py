@@ -237,14 +237,14 @@ class Finisher(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count steps from where the run starts or resumes."""
         if self.trainer is not None:
-            self.trainer._reset_figures()
+            self.trainer.figures.restart(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop if asked to (on any rank); log the last step whatever the interval."""
         if self.trainer is None:
             return
         if self.trainer.accelerator.num_processes > 1:
-            asked = self.trainer.over_ranks(torch.tensor(float(self.interrupted)))
+            asked = self.trainer.ranks.sum(torch.tensor(float(self.interrupted)))
             self.interrupted = bool(asked > 0)
         if self.interrupted:
             control.should_save = True

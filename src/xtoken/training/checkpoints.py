@@ -151,6 +151,26 @@ def check_checkpoint(folder: str | Path) -> Path:
     raise TrainingError(f"checkpoint {folder} can't be used: {problem}; {other}")
 
 
+def resolve_checkpoint(resume: str | Path | bool | None, output_dir: str | Path) -> Path | None:
+    """Return the checkpoint to resume from: True takes the newest complete one, a path that one.
+
+    Raises:
+        TrainingError: there is none, or the one named is not complete.
+    """
+    if resume is None or resume is False:
+        return None
+    if resume is not True:
+        return check_checkpoint(resume)
+    found = find_checkpoint(output_dir)
+    if found.path is None:
+        reasons = "".join(f"\n  {reason}" for reason in found.skipped)
+        raise TrainingError(
+            f"there is no complete checkpoint in {output_dir} to resume from; start the run "
+            f"without resuming{reasons}"
+        )
+    return found.path
+
+
 @contextlib.contextmanager
 def staged(final: Path, *, main: bool = True) -> Iterator[Path]:
     """Give a hidden folder to write to, and rename it to `final` when the block succeeds.

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from xtoken.errors import TrainingError
 from xtoken.losses import LossResult, cross_entropy
 from xtoken.losses.base import Chunks
 from xtoken.training.counts import IGNORED, next_targets
@@ -121,6 +122,7 @@ class Objective:
         student: nn.Module,
         batch: Mapping[str, Any],
         *,
+        with_teachers: bool = True,
         figures: bool = False,
         clock: Clock | None = None,
         backward_clock: bool = False,
@@ -130,6 +132,7 @@ class Objective:
         Args:
             student: the (wrapped) student; called without labels.
             batch: a collated batch on the student's device.
+            with_teachers: False runs the student alone (`kd` is then empty).
             figures: also measure agreement and the teachers' bits per byte.
             clock: told which phase begins.
             backward_clock: let the clock see where the loss's backward ends.
@@ -145,7 +148,7 @@ class Objective:
         parts = Parts(ce=cross_entropy(logits_NV, targets_N), kd=[])
         parts.sums.add("ce", parts.ce.total, parts.ce.count)
         self._student_bytes(parts, targets_N)
-        for index, term in enumerate(self.teachers):
+        for index, term in enumerate(self.teachers if with_teachers else ()):
             parts.kd.append(
                 self._teacher(index, term, logits_NV, batch, parts.sums, figures, enter)
             )
@@ -224,6 +227,28 @@ def realised_nats(
         realised = logits.gather(1, target[:, None]).squeeze(1)
         nats += (logits.logsumexp(-1) - realised).sum().double()
     return nats, byte_lengths_U[targets].sum()
+
+
+def not_finite(parts: Parts, objective: Objective) -> str | None:
+    """Return which of the sums is NaN or infinite, None if none is (waits for the device)."""
+    totals = {"ce": parts.ce.total.detach()}
+    for term, result in zip(objective.teachers, parts.kd, strict=False):
+        totals[f"kd/{term.name}"] = result.total.detach()
+    if bool(torch.isfinite(torch.stack([total.float() for total in totals.values()])).all()):
+        return None
+    values = ", ".join(f"{name} = {float(total)}" for name, total in totals.items())
+    return f"the loss is not finite ({values})"
+
+
+def refuse_silent_teachers(objective: Objective, chunks: Sequence[float]) -> None:
+    """Raise TrainingError if a teacher that has weight had no supervised chunk at all."""
+    for term, seen in zip(objective.teachers, chunks, strict=True):
+        if term.weight and seen == 0:
+            raise TrainingError(
+                f"teacher {term.name} had no supervised chunk in the whole data, so its loss was "
+                "never computed: check that the supervised spans are not empty, and that sequences "
+                "are not cut before them (data.max_length, data.teacher_max_length)"
+            )
 
 
 def frozen_rng(device: torch.device) -> Any:

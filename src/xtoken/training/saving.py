@@ -14,6 +14,8 @@ from transformers.utils import logging
 from xtoken.errors import TrainingError
 from xtoken.training.checkpoints import TRAINER_STATE, RunState, disk_full, staged
 
+ADAPTER_FOLDER = "adapter"
+
 if TYPE_CHECKING:
     from xtoken.training.trainer import XTokenTrainer
 

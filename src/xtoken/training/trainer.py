@@ -21,14 +21,28 @@ from transformers.training_args import TrainingArguments
 
 from xtoken.errors import LossError, TrainingError
 from xtoken.training import saving
-from xtoken.training.batches import Collator, IndexedCollator, indexed, repeated_positions
+from xtoken.training.batches import (
+    Collator,
+    IndexedCollator,
+    indexed,
+    position_in_epoch,
+    repeated_positions,
+)
 from xtoken.training.callbacks import Finisher, MetricsFile, ProgressReport, TrainingInterrupted
-from xtoken.training.checkpoints import RunState, check_checkpoint, clear_staging, find_checkpoint
+from xtoken.training.checkpoints import RunState, clear_staging, find_checkpoint, resolve_checkpoint
 from xtoken.training.combine import Combine
 from xtoken.training.counts import Counts, drop_examples, local_counts
 from xtoken.training.evaluate import evaluation_loader, evaluation_loss, run_objective, with_kd
-from xtoken.training.metrics import Clock, Sums, coverage, peak_memory_gib
-from xtoken.training.objective import Objective, Parts, frozen_rng
+from xtoken.training.figures import StepFigures, figures_due
+from xtoken.training.objective import (
+    Objective,
+    Parts,
+    frozen_rng,
+    not_finite,
+    refuse_silent_teachers,
+)
+from xtoken.training.ranks import Ranks
+from xtoken.training.saving import ADAPTER_FOLDER
 from xtoken.training.window import StepLoss
 
 
@@ -79,7 +93,6 @@ class XTokenTrainer(Trainer):
         _settle(args)
         self.objective = objective
         self.combine = combine or Combine()
-        self.step_loss = StepLoss(self.combine, objective.weights, self.over_ranks)
         self.finisher = Finisher()
         super().__init__(
             model=model,
@@ -93,9 +106,10 @@ class XTokenTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self._refuse_split_sequences()
-        self.clock = Clock(self.args.device)
+        self.ranks = Ranks(self.accelerator, self.get_tp_size())
+        self.step_loss = StepLoss(self.combine, objective.weights, self.ranks.sum)
+        self.figures = StepFigures(self.args.device)
         self.chunks_seen = [0.0] * len(objective.teachers)
-        self._reset_figures()
 
     def _refuse_split_sequences(self) -> None:
         for name, size in (("context", self.get_cp_size()), ("sequence", self.get_sp_size())):
@@ -105,71 +119,46 @@ class XTokenTrainer(Trainer):
                     "rows would lie on several; use data parallelism (DDP, FSDP) instead"
                 )
 
-    # ---- Ranks ---------------------------------------------------------------------------
-
-    @property
-    def data_ranks(self) -> int:
-        """Ranks that see different data (tensor-parallel ranks see the same)."""
-        return self.accelerator.num_processes // self.get_tp_size()
-
-    @property
-    def data_rank(self) -> int:
-        """This process among them."""
-        return self.accelerator.process_index // self.get_tp_size()
-
-    def over_ranks(self, values: Tensor) -> Tensor:
-        """Return the sum of `values` over the ranks that see different data."""
-        if self.accelerator.num_processes == 1:
-            return values
-        total = self.accelerator.reduce(values.to(self.args.device), "sum")
-        return total / self.get_tp_size()
-
-    def _means(self, sums: Sums) -> dict[str, float]:
-        pairs = [sums.pairs()]
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            pairs = gather_object(pairs)
-        return Sums.means(pairs)
-
     # ---- One step ------------------------------------------------------------------------
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Any]:
         """Take the step's micro-batches; count tokens and chunks over them and all ranks."""
-        self.clock.enter("data")
+        self.figures.clock.enter("data")
         batches = [
             self._without_repeats(batch, position)
             for position, batch in enumerate(itertools.islice(epoch_iterator, num_batches))
         ]
         local = local_counts(batches, len(self.objective.teachers), self.objective.count_chunks)
-        tokens, *chunks = self.over_ranks(local).tolist()
+        tokens, *chunks = self.ranks.sum(local).tolist()
         counts = Counts(tokens, tuple(chunks))
         self.step_loss.open(batches, counts)
         self.chunks_seen = [a + b for a, b in zip(self.chunks_seen, chunks, strict=True)]
-        self._note_batches(batches, counts)
-        self.clock.enter("other")
+        self.figures.note_batches(batches, counts)
+        self.figures.clock.enter("other")
         return batches, counts
 
     def _without_repeats(self, batch: dict[str, Any], position: int) -> dict[str, Any]:
         """Leave out the examples that `accelerate` repeats at an epoch's end to even out ranks."""
         args, dataset = self.args, self.train_dataset
-        shuffled_whole = args.train_sampling_strategy != "batch_rebalance"
-        if self.data_ranks == 1 or not hasattr(dataset, "__len__") or not shuffled_whole:
+        by_position = hasattr(dataset, "__len__") and not (
+            args.train_sampling_strategy == "batch_rebalance"
+            or args.accelerator_config.split_batches
+        )
+        if self.ranks.count == 1 or not by_position:
             return batch
-        if args.accelerator_config.split_batches:
-            return batch
-        size = self._train_batch_size
-        per_epoch = -(-len(dataset) // (size * self.data_ranks))
-        steps_per_epoch = -(-per_epoch // args.gradient_accumulation_steps)
-        step_in_epoch = self.state.global_step % steps_per_epoch
         repeated_B = repeated_positions(
-            step_in_epoch * args.gradient_accumulation_steps + position,
+            position_in_epoch(
+                self.state.global_step,
+                position,
+                batches=-(-len(dataset) // (self._train_batch_size * self.ranks.count)),
+                accumulate=args.gradient_accumulation_steps,
+            ),
             batch["input_ids"].shape[0],
-            batch_size=size,
-            rank=self.data_rank,
-            ranks=self.data_ranks,
+            batch_size=self._train_batch_size,
+            rank=self.ranks.index,
+            ranks=self.ranks.count,
             length=len(dataset),
         )
         return drop_examples(batch, ~repeated_B) if bool(repeated_B.any()) else batch
@@ -181,11 +170,11 @@ class XTokenTrainer(Trainer):
         if self.step_loss.must_measure():
             self._measure(model)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.clock.enter("other")
+        self.figures.clock.enter("other")
         if self.step_loss.window.complete:
             scale = self.step_loss.close()
             if scale is not None:
-                self._sums.add("scale", scale)
+                self.figures.sums.add("scale", scale)
         return loss
 
     @torch.no_grad()
@@ -195,7 +184,7 @@ class XTokenTrainer(Trainer):
         def run(batch: dict[str, Any]) -> Parts:
             inputs = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
-                return self.objective(model, inputs, clock=self.clock)
+                return self.objective(model, inputs, clock=self.figures.clock)
 
         model.train()
         with frozen_rng(self.args.device):
@@ -209,33 +198,27 @@ class XTokenTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return this micro-batch's share of the step's loss, times the ranks that average it."""
+        figures = figures_due(self.state.global_step + 1, self.state, self.args)
         try:
             parts = self.objective(
-                model, inputs, figures=self._figures_due(), clock=self.clock, backward_clock=True
+                model,
+                inputs,
+                # Without weight, the teachers are only asked what is logged of them.
+                with_teachers=self.combine.kd > 0 or figures,
+                figures=figures,
+                clock=self.figures.clock,
+                backward_clock=True,
             )
         except LossError as error:
             raise TrainingError(f"{self._place(inputs)}: {error}") from error
-        self._refuse_not_finite(parts, inputs)
-        self._sums.merge(parts.sums)
-        loss = self.step_loss.loss(parts) * self.data_ranks
+        if problem := not_finite(parts, self.objective):
+            raise TrainingError(
+                f"{self._place(inputs)}: {problem}. {self._saved_so_far()} Look at these examples, "
+                "lower training.learning_rate, or use bf16 rather than fp16"
+            )
+        self.figures.sums.merge(parts.sums)
+        loss = self.step_loss.loss(parts) * self.ranks.count
         return (loss, None) if return_outputs else loss
-
-    def _refuse_not_finite(self, parts: Parts, inputs: dict[str, Any]) -> None:
-        totals = {"ce": parts.ce.total.detach()}
-        for term, result in zip(self.objective.teachers, parts.kd, strict=True):
-            totals[f"kd/{term.name}"] = result.total.detach()
-        if bool(torch.isfinite(torch.stack([t.float() for t in totals.values()])).all()):
-            return
-        bad = ", ".join(f"{name} = {float(total)}" for name, total in totals.items())
-        raise TrainingError(
-            f"{self._place(inputs)}: the loss is not finite ({bad}). {self._saved_so_far()} Look "
-            "at these examples, lower training.learning_rate, or use bf16 rather than fp16"
-        )
-
-    def _place(self, inputs: dict[str, Any]) -> str:
-        """Return which step and which examples (positions in the training data) these are."""
-        rows = ", ".join(str(row) for row in inputs["indices"].tolist())
-        return f"step {self.state.global_step + 1}, training examples {rows} (counted from 0)"
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -249,54 +232,27 @@ class XTokenTrainer(Trainer):
             )
         return norm
 
+    def _place(self, inputs: dict[str, Any]) -> str:
+        """Return which step and which examples (positions in the training data) these are."""
+        rows = ", ".join(str(row) for row in inputs["indices"].tolist())
+        return f"step {self.state.global_step + 1}, training examples {rows} (counted from 0)"
+
     def _saved_so_far(self) -> str:
         path = find_checkpoint(self.args.output_dir).path
         return f"Nothing was overwritten{f'; the last checkpoint is {path}' if path else ''}."
 
     # ---- Logging -------------------------------------------------------------------------
 
-    def _reset_figures(self) -> None:
-        self._sums = Sums()
-        self._tokens = 0
-        self._logged_step = self.state.global_step
-
-    def _figures_due(self) -> bool:
-        """Agreement and the teacher's bits per byte are measured in the steps that are logged."""
-        step = self.state.global_step + 1
-        if step == 1 or step >= self.state.max_steps:
-            return True
-        every = self.state.logging_steps if self.args.logging_strategy == "steps" else 10
-        return step % max(int(every or 1), 1) == 0
-
-    def _note_batches(self, batches: list[dict[str, Any]], counts: Counts) -> None:
-        for batch in batches:
-            self._tokens += int(batch["attention_mask"].sum())
-            for name, (part, whole) in coverage(batch["stats"]).items():
-                self._sums.add(name, part, whole)
-        self._sums.add("chunks", counts.total_chunks)
-
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        self.clock.enter(None)
+        self.figures.clock.enter(None)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the figures of the steps since the last log, over all ranks."""
         if "learning_rate" in logs and "loss" in logs:
-            logs = {**logs, **self._figures()}
+            step = self.state.global_step
+            logs = {**logs, **self.figures.take(step, self.objective, self.ranks)}
         super().log(logs, start_time)
-
-    def _figures(self) -> dict[str, float]:
-        steps = max(self.state.global_step - self._logged_step, 1)
-        figures = with_kd(self._means(self._sums), self.objective)
-        seconds = self.clock.seconds()
-        total = sum(seconds.values())
-        tokens = float(self.over_ranks(torch.tensor(float(self._tokens))))
-        figures["tokens_per_second"] = tokens / total if total else 0.0
-        figures["time_step"] = total / steps
-        figures.update({f"time_{phase}": spent / steps for phase, spent in seconds.items()})
-        figures["memory_gib"] = peak_memory_gib(self.args.device)
-        self._reset_figures()
-        return figures
 
     # ---- Evaluation ----------------------------------------------------------------------
 
@@ -311,8 +267,8 @@ class XTokenTrainer(Trainer):
             dataset,
             self.data_collator,
             batch_size=self.args.eval_batch_size,
-            rank=self.data_rank,
-            ranks=self.data_ranks,
+            rank=self.ranks.index,
+            ranks=self.ranks.count,
             workers=self.args.dataloader_num_workers,
         )
 
@@ -337,7 +293,7 @@ class XTokenTrainer(Trainer):
             prepare=self._prepare_inputs,
             after_batch=after_batch,
         )
-        means = with_kd(self._means(sums), self.objective)
+        means = with_kd(self.ranks.means(sums), self.objective)
         means["loss"] = evaluation_loss(means, self.combine)
         return EvalLoopOutput(
             predictions=None,
@@ -367,7 +323,7 @@ class XTokenTrainer(Trainer):
         if self.accelerator.is_main_process and Path(self.args.output_dir).is_dir():
             clear_staging(self.args.output_dir)
         self.accelerator.wait_for_everyone()
-        checkpoint = self._resolve(resume_from_checkpoint)
+        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self.step_loss.lagged.value = None
         self.chunks_seen = [0.0] * len(self.objective.teachers)
         if checkpoint is not None:
@@ -383,29 +339,28 @@ class XTokenTrainer(Trainer):
             raise TrainingInterrupted(self.state.global_step, self.args.output_dir)
         return output
 
-    def _resolve(self, resume: Any) -> Path | None:
-        if resume is None or resume is False:
-            return None
-        if resume is not True:
-            return check_checkpoint(resume)
-        found = find_checkpoint(self.args.output_dir)
-        if found.path is None:
-            reasons = "".join(f"\n  {reason}" for reason in found.skipped)
-            raise TrainingError(
-                f"there is no complete checkpoint in {self.args.output_dir} to resume from; start "
-                f"the run without resuming{reasons}"
-            )
-        return found.path
-
     def refuse_without_support(self) -> None:
         """Raise TrainingError if a teacher that counts has had no supervised chunk so far."""
-        for term, seen in zip(self.objective.teachers, self.chunks_seen, strict=True):
-            if self.combine.kd and term.weight and seen == 0:
-                raise TrainingError(
-                    f"teacher {term.name} had no supervised chunk in the whole data, so its loss "
-                    "was never computed: check that the supervised spans are not empty and that "
-                    "sequences are not cut before them (data.max_length, data.teacher_max_length)"
-                )
+        if self.combine.kd:
+            refuse_silent_teachers(self.objective, self.chunks_seen)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the student; adapters that would go to the run's folder go to `adapter` in it.
+
+        The folder itself holds the merged model there, and a model directory with both would
+        load as adapters on top of the base.
+        """
+        folder = output_dir or self.args.output_dir
+        if Path(folder) == Path(self.args.output_dir) and hasattr(self.model, "peft_config"):
+            folder = str(Path(folder) / ADAPTER_FOLDER)
+        super().save_model(folder, _internal_call)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the run's own card where there is one; otherwise the Trainer's."""
+        if self.card is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            (Path(self.args.output_dir) / "README.md").write_text(self.card, encoding="utf-8")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         saving.save_checkpoint(self, trial)

@@ -1,0 +1,171 @@
+"""From a run file to tokenizers, projections and losses: all that needs no model and no data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from xtoken.config import RunConfig
+from xtoken.config.losses import Direct, LossSettings
+from xtoken.config.sections import Model
+from xtoken.errors import ConfigError, LossError, ProjectionError
+from xtoken.losses import Loss, make_loss
+from xtoken.projection import Projection
+from xtoken.vocab import Vocabulary
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One teacher beside the student.
+
+    `projection` is the identity where both have the same tokenizer; `projection_file` is where W
+    was read from or written to (None for the identity, or without a folder to write to).
+    """
+
+    name: str
+    vocab: Vocabulary
+    same_tokenizer: bool
+    projection: Projection
+    projection_file: Path | None
+    loss_settings: LossSettings
+    loss: Loss
+    weight: float
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The student's vocabulary and one pair for each teacher."""
+
+    student: Vocabulary
+    teachers: tuple[Pair, ...]
+
+
+def read_vocabulary(model: Model) -> Vocabulary:
+    """Read the vocabulary of a model of the run file (its `tokenizer`, if it names one)."""
+    own = model.tokenizer is None
+    return Vocabulary.from_pretrained(
+        model.model if model.tokenizer is None else model.tokenizer,
+        # A revision names a state of the model's own repository.
+        revision=model.revision if own else None,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def make_pairs(config: RunConfig, folder: Path | None, *, write: bool, say: Say) -> Pairs:
+    """Read the tokenizers, build or load each W, and make each teacher's loss.
+
+    Args:
+        config: the run.
+        folder: where `projection-<i>.safetensors` are kept; an earlier one that was built for
+            the same tokenizers by the same rules is used again. None: nothing is read or kept.
+        write: whether this process writes there.
+        say: told what the user should know.
+
+    Raises:
+        ModelNotFoundError, VocabularyError: a tokenizer that can't be found or read as bytes.
+        ProjectionError: the run file's projection is damaged or for other tokenizers.
+        ConfigError: a loss that this teacher can't be used with.
+    """
+    student = read_vocabulary(config.student)
+    pairs = []
+    for index, name in enumerate(config.teacher_names()):
+        vocab = read_vocabulary(config.teachers[index])
+        same = student.same_as(vocab)
+        projection, file = _projection(config, index, student, vocab, same, folder, write, say)
+        settings = _loss_settings(config, index, same)
+        pairs.append(
+            Pair(
+                name=name,
+                vocab=vocab,
+                same_tokenizer=same,
+                projection=projection,
+                projection_file=file,
+                loss_settings=settings,
+                loss=_loss(index, name, settings, student, vocab, projection),
+                weight=config.teachers[index].weight,
+            )
+        )
+        if same:
+            say(
+                f"Teacher {name} has the student's own tokenizer: no projection, "
+                f"loss {settings.kind}."  # type: ignore[attr-defined]
+            )
+    return Pairs(student, tuple(pairs))
+
+
+def _projection(
+    config: RunConfig,
+    index: int,
+    student: Vocabulary,
+    teacher: Vocabulary,
+    same: bool,
+    folder: Path | None,
+    write: bool,
+    say: Say,
+) -> tuple[Projection, Path | None]:
+    given = config.teachers[index].projection or config.projection.path
+    if given is not None:
+        return Projection.load(given, student, teacher), Path(given)
+    if same:
+        return Projection.identity(student), None
+    file = None if folder is None else folder / f"projection-{index}.safetensors"
+    rules = config.projection.rules()
+    if file is not None and file.exists():
+        kept = _kept(file, student, teacher, rules)
+        if kept is not None:
+            return kept, file
+    projection = Projection.build(student, teacher, **rules)
+    say(f"Built the projection {student.name} -> {teacher.name}.")
+    if file is not None and write:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        projection.save(file)
+    return projection, file
+
+
+def _kept(file: Path, student: Vocabulary, teacher: Vocabulary, rules: dict) -> Projection | None:
+    """Return a projection of an earlier run if it is the one that would be built now."""
+    try:
+        projection = Projection.load(file, student, teacher)
+    except ProjectionError:
+        return None
+    same = all(projection.rules.get(name) == value for name, value in rules.items())
+    return projection if same else None
+
+
+def _loss_settings(config: RunConfig, index: int, same: bool) -> LossSettings:
+    """Return the teacher's own loss; with the student's tokenizer, the run's becomes `direct`."""
+    own = config.teachers[index].loss
+    if own is not None or not same or isinstance(config.loss, Direct):
+        return config.loss_of(index)
+    shared = {
+        name: value
+        for name, value in config.loss.settings().items()
+        if name in ("direction", "temperature", "jsd_beta")
+    }
+    return Direct(**shared)
+
+
+def _loss(
+    index: int,
+    name: str,
+    settings: LossSettings,
+    student: Vocabulary,
+    teacher: Vocabulary,
+    projection: Projection,
+) -> Loss:
+    kind = settings.kind  # type: ignore[attr-defined]
+    try:
+        return make_loss(
+            kind,
+            student_vocab=student,
+            teacher_vocab=teacher,
+            projection=projection,
+            **settings.settings(),
+        )
+    except LossError as error:
+        raise ConfigError(
+            f"teachers.{index} ({name}) can't be used with loss.kind: {kind}: {error}"
+        ) from error
