@@ -175,7 +175,7 @@ def test_one_tokenizer_asks_for_direct_kl() -> None:
 def test_a_few_missing_marks_do_not_decide() -> None:
     row = audit(keeping_numerals(b"!"), keeping_numerals(b"ab")).class_row("punctuation")
     assert (row.student_ids, row.student_exact) == (3, 2)  # . , !: two of three, so it decides
-    assert row.student_examples == ("!",)
+    assert row.unmatched_examples == ("!",)
     many = dataclasses.replace(row, student_ids=64, student_exact=60)
     overlap = audit(keeping_numerals(), keeping_numerals(b"ab")).overlap
     assert decide(False, [row], overlap).deciding_class == "punctuation"

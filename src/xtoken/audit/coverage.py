@@ -133,8 +133,8 @@ def class_rows(student: SideClasses, teacher: SideClasses) -> tuple[ClassRow, ..
                 student_text_exact=student_text_exact,
                 teacher_text_tokens=teacher_text,
                 teacher_text_exact=teacher_text_exact,
-                student_examples=_examples(student, key),
-                teacher_examples=_examples(teacher, key),
+                unmatched_examples=_examples(student, key),
+                teacher_unmatched_examples=_examples(teacher, key),
                 effects=effects(student_ids, student_exact, teacher_ids, teacher_exact, key),
             )
         )

@@ -53,8 +53,9 @@ class ClassRow:
     """One token class: ids, ids with an exact partner, and their use on the sample text.
 
     `*_text_tokens`: tokens of the class in the encoded sample text (None without a text),
-    `*_text_exact`: those with an exact partner. `*_examples`: tokens without one, the most used
-    on the text first. `effects`: loss -> what it does with the class.
+    `*_text_exact`: those with an exact partner. `unmatched_examples`: student tokens without one,
+    the most used on the text first; `teacher_unmatched_examples` likewise. `effects`: loss -> what
+    it does with the class.
     """
 
     key: str
@@ -68,8 +69,8 @@ class ClassRow:
     student_text_exact: int | None
     teacher_text_tokens: int | None
     teacher_text_exact: int | None
-    student_examples: tuple[str, ...]
-    teacher_examples: tuple[str, ...]
+    unmatched_examples: tuple[str, ...]
+    teacher_unmatched_examples: tuple[str, ...]
     effects: dict[str, str]
 
 

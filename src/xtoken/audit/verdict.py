@@ -53,7 +53,7 @@ def decide(same: bool, rows: Sequence[ClassRow], overlap: Overlap) -> Verdict:
             if side == "student"
             else "a split into common and uncommon tokens would lose what the teacher puts there"
         )
-        shown = row.student_examples if side == "student" else row.teacher_examples
+        shown = row.unmatched_examples if side == "student" else row.teacher_unmatched_examples
         examples = ", ".join(f"`{example}`" for example in shown[:3])
         given = f" (such as {examples})" if examples else ""
         return Verdict(
