@@ -219,6 +219,18 @@ def test_counts_add_up_and_json_is_plain() -> None:
     assert plain["text"] is None
 
 
+def test_scripts_that_hardly_occur_share_a_row() -> None:
+    cyrillic = [chr(0x410 + i // 32) + chr(0x430 + i % 32) for i in range(150)]
+    student = splitting_digits(*(word.encode() for word in cyrillic), "カ".encode())
+    report = audit(student, splitting_digits("ก".encode(), "Ω".encode()))
+    rows = {row.key: row for row in report.classes}
+    assert rows["letters_cyrillic"].student_ids == 150
+    assert (rows["letters_other"].student_ids, rows["letters_other"].teacher_ids) == (1, 2)
+    assert rows["letters_other"].title == "letters: other scripts"
+    assert not {"letters_katakana", "letters_thai", "letters_greek"} & set(rows)
+    assert report.class_row("letters_latin") is not None
+
+
 def test_overlap_counts_distinct_byte_strings() -> None:
     student = FakeVocabulary([b"a", b"b", b"c", b"c"], kinds={3: "byte"})
     report = audit(student, FakeVocabulary([b"c", b"a", b"d", b"e", b"f", b"g"]))

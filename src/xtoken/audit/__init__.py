@@ -10,6 +10,7 @@ from xtoken.audit.coverage import (
     class_rows,
     describe,
     measure_overlap,
+    merge_small_scripts,
     other_digits,
     student_side,
     table_8_counts,
@@ -96,6 +97,7 @@ def audit(
         None if encoded is None else encoded.teacher_counts,
     )
     overlap = measure_overlap(student_strings, teacher_strings)
+    student, teacher = merge_small_scripts(student, teacher)
     rows = class_rows(student, teacher)
     text = None
     if encoded is not None:

@@ -34,6 +34,7 @@ TITLES = {
     "special": "special tokens (roles)",
     "missing": "missing ids",
 }
+OTHER_SCRIPTS = "letters_other"
 # Numerals and punctuation decide arithmetic and format; the paper's failure is a numeral one.
 CRITICAL = ("numeral_1", "numeral_2", "numeral_3", "punctuation")
 
@@ -222,13 +223,18 @@ def title(key: str) -> str:
     if key in TITLES:
         return TITLES[key]
     script = key.removeprefix("letters_")
-    return f"letters: {script.capitalize() if script != 'several' else 'several scripts'}"
+    if script in ("several", "other"):
+        return f"letters: {script} scripts"
+    return f"letters: {script.capitalize()}"
 
 
 def sorted_keys(sizes: dict[str, int]) -> list[str]:
     """Order class keys for a table: as in `TITLES`, with other scripts by size after Latin."""
     fixed = list(TITLES)
     after = fixed.index("letters_latin")
-    scripts = sorted((key for key in sizes if key not in TITLES), key=lambda k: (-sizes[k], k))
+    scripts = sorted(
+        (key for key in sizes if key not in TITLES),
+        key=lambda key: (key == OTHER_SCRIPTS, -sizes[key], key),
+    )
     order = [*fixed[: after + 1], *scripts, *fixed[after + 1 :]]
     return [key for key in order if sizes.get(key)]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import string
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xtoken.audit.classes import CRITICAL, classify, sorted_keys, title
+from xtoken.audit.classes import CRITICAL, OTHER_SCRIPTS, classify, sorted_keys, title
 from xtoken.audit.model import ClassRow, Overlap, Tokenizer
 from xtoken.projection.rules import token_bytes_list
 from xtoken.projection.tokens import printable
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from xtoken.vocab import Vocabulary
 
 EXAMPLES = 5
+# Scripts with fewer ids than this on both sides, and next to no use on the text, share one row.
+SMALL_SCRIPT = 100
+USED_SCRIPT = 0.001
 LOSSES = ("p_kl", "h_kl", "gold", "strict", "csd")
 
 
@@ -51,6 +54,28 @@ class SideClasses:
             return ids, exact, None, None
         used = self.text_counts[members]
         return ids, exact, int(used.sum()), int(used[self.exact[members]].sum())
+
+
+def merge_small_scripts(
+    student: SideClasses, teacher: SideClasses
+) -> tuple[SideClasses, SideClasses]:
+    """Put the letters of scripts that hardly occur into one class, `letters_other`."""
+    sides = (student, teacher)
+    keep = {key for side in sides for key, size in side.sizes().items() if size >= SMALL_SCRIPT}
+    keep.add("letters_latin")
+    for side in sides:
+        if side.text_counts is not None:
+            total = max(int(side.text_counts.sum()), 1)
+            use = np.bincount(side.class_of, side.text_counts, minlength=len(side.keys)) / total
+            keep |= {key for key, share in zip(side.keys, use, strict=True) if share >= USED_SCRIPT}
+    keep.discard(OTHER_SCRIPTS)
+    merged = []
+    for side in sides:
+        keys = [*side.keys, OTHER_SCRIPTS]
+        small = [key.startswith("letters_") and key not in keep for key in side.keys]
+        new = np.where([*small, False], len(side.keys), np.arange(len(keys)))
+        merged.append(replace(side, class_of=new[side.class_of], keys=keys))
+    return merged[0], merged[1]
 
 
 def byte_strings(vocab: Vocabulary) -> set[bytes]:
