@@ -19,6 +19,8 @@ Threshold = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 class LossSettings(Section):
     """What a loss is called and how it is set."""
 
+    kind: str
+
     def settings(self) -> dict[str, Any]:
         """Return the keyword arguments of `xtoken.losses.make_loss`, `kind` left out."""
         return self.model_dump(exclude={"kind"})
