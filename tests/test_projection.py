@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -391,3 +394,12 @@ def test_arrays_that_are_no_projection_are_refused(changes: dict, message: str) 
             common_student=np.zeros(0, np.int32),
             common_teacher=np.zeros(0, np.int32),
         )
+
+
+def test_importing_needs_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, xtoken.audit, xtoken.projection, xtoken.projection.store\n"
+        "print([name for name in ('torch', 'transformers', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

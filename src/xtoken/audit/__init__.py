@@ -51,7 +51,7 @@ __all__ = [
     "table_8_counts",
 ]
 
-MAX_TEXT_BYTES = 8 * 2**20
+MAX_TEXT_BYTES = 4 * 2**20
 
 
 def audit(

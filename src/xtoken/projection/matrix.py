@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xtoken.errors import ProjectionError
+from xtoken.projection.checks import check_arrays, first_difference
 from xtoken.projection.explain import (
     Explanation,
     TeacherExplanation,
@@ -21,9 +22,8 @@ from xtoken.projection.explain import (
 from xtoken.projection.tokens import TokenTable
 
 if TYPE_CHECKING:
-    from xtoken.vocab import Vocabulary
-
     from xtoken.projection.build import Rule
+    from xtoken.vocab import Vocabulary
 
 FORMAT_VERSION = 1
 H_KL_THRESHOLD = 0.6
@@ -68,7 +68,7 @@ class Projection:
     version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_arrays(self)
 
     # ------------------------------------------------------------------ making one
 
@@ -262,52 +262,6 @@ class Projection:
                 f"{source} was built for the {side} tokenizer {table.name!r} "
                 f"({len(table):,} ids, fingerprint {table.fingerprint[:12]}), but the {side} here "
                 f"is {vocab.name!r} ({len(vocab):,} ids, fingerprint {vocab.fingerprint[:12]})"
-                f"{_first_difference(table, vocab)}. Build a projection for this pair, or give "
+                f"{first_difference(table, vocab)}. Build a projection for this pair, or give "
                 f"the tokenizer that it was built for."
             )
-
-
-def _first_difference(table: TokenTable, vocab: Vocabulary) -> str:
-    other = TokenTable.of(vocab)
-    for token in range(min(len(table), len(other))):
-        ours, theirs = table.token_bytes(token), other.token_bytes(token)
-        if ours != theirs:
-            return f"; the first id that differs is {token}: {ours!r} there, {theirs!r} here"
-    if len(table) != len(other):
-        return "; the ids that both have are the same"
-    return "; the bytes are the same, the roles differ"
-
-
-def _check(projection: Projection) -> None:
-    """Refuse arrays that can't be a projection: shapes, ranges, row sums."""
-    indices, weights = projection.indices, projection.weights
-    size, teacher_size = len(projection.indices), len(projection.teacher_masked)
-    if indices.ndim != 2 or weights.shape != indices.shape:
-        raise ProjectionError(
-            f"indices and weights must both be [V, K]; given {indices.shape} and {weights.shape}."
-        )
-    for name, array, length in (
-        ("exact", projection.exact, size),
-        ("student_masked", projection.student_masked, size),
-        ("teacher_fold", projection.teacher_fold, teacher_size),
-        ("common_teacher", projection.common_teacher, len(projection.common_student)),
-        ("student_tokens", projection.student_tokens, size),
-        ("teacher_tokens", projection.teacher_tokens, teacher_size),
-    ):
-        if array is not None and len(array) != length:
-            raise ProjectionError(f"{name} has {len(array)} entries; expected {length}.")
-    for name, ids, low, high in (
-        ("indices", indices, -1, teacher_size),
-        ("teacher_fold", projection.teacher_fold, -1, teacher_size),
-        ("common_teacher", projection.common_teacher, 0, teacher_size),
-        ("common_student", projection.common_student, 0, size),
-    ):
-        if ids.size and (ids.min() < low or ids.max() >= high):
-            raise ProjectionError(
-                f"{name} holds ids from {ids.min()} to {ids.max()}; "
-                f"expected {low} to {high - 1} (the tokenizer's real size)."
-            )
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        raise ProjectionError("weights must be finite and not negative.")
-    if (weights[indices < 0] != 0).any():
-        raise ProjectionError("weights must be 0 in empty slots (index -1).")
