@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,11 @@ from xtoken.cli._output import doing
 from xtoken.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from xtoken.data.records import Record
     from xtoken.vocab import Vocabulary
+
+# Files of rows; everything else is taken for one plain text.
+TABLES = (".jsonl", ".ndjson", ".json", ".parquet", ".gz")
 
 
 def vocabulary(name: str, *, trust_remote_code: bool = False) -> Vocabulary:
@@ -23,31 +28,49 @@ def vocabulary(name: str, *, trust_remote_code: bool = False) -> Vocabulary:
 
 
 def read_texts(paths: Sequence[str], encoding: str = "utf-8") -> list[str]:
-    """Read text files, one text a file; `-` is standard input.
+    """Read texts: one a plain text file (`-` is standard input), one a row of JSONL or parquet.
 
     Raises UsageError for a path that is no file or an unknown encoding, DataError for an empty
-    file or bytes that the encoding doesn't have.
+    file, bytes that the encoding doesn't have, or rows without text.
     """
-    return [_read(path, encoding) for path in paths]
-
-
-def _read(name: str, encoding: str) -> str:
-    if name == "-":
-        data, shown = sys.stdin.buffer.read(), "standard input"
-    else:
-        path, shown = Path(name).expanduser(), name
-        if path.is_dir():
-            raise UsageError(f"{name} is a directory; expected a text file.")
-        if not path.exists():
-            raise UsageError(f"There is no file {name}; expected a text file.")
-        data = path.read_bytes()
     try:
-        text = data.decode(encoding)
+        codecs.lookup(encoding)
     except LookupError:
         raise UsageError(
             f"--encoding is {encoding!r}; expected an encoding that Python knows, such as utf-8 or "
             "cp1252."
         ) from None
+    return [text for path in paths for text in _read(path, encoding)]
+
+
+def _read(name: str, encoding: str) -> list[str]:
+    if name == "-":
+        return [_decode(sys.stdin.buffer.read(), "standard input", encoding)]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise UsageError(f"{name} is a directory; expected a text file.")
+    if not path.exists():
+        raise UsageError(f"There is no file {name}; expected a text file.")
+    if path.suffix.lower() not in TABLES:
+        return [_decode(path.read_bytes(), name, encoding)]
+    from xtoken.data.sources import read_records
+
+    return [text for record in read_records([path], encoding=encoding) for text in _texts(record)]
+
+
+def _texts(record: Record) -> list[str]:
+    """Return a record's text; of a chat, what its messages say."""
+    if record.kind == "text":
+        return [record.text]
+    if record.kind == "prompt_completion":
+        return [record.prompt + record.completion]
+    said = [message.get("content") for message in record.messages]
+    return [text for text in said if isinstance(text, str)]
+
+
+def _decode(data: bytes, shown: str, encoding: str) -> str:
+    try:
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
