@@ -188,6 +188,14 @@ def test_control_names_without_the_special_flag_are_text_too():
     check_exact(vocab, "a<|eot_id|>b", encoding)
 
 
+def test_ids_beyond_the_models_rows_are_refused():
+    tokenizer = byte_level()
+    full = Vocabulary.from_tokenizer(tokenizer)
+    cut = full.with_rows(len(full) - 1)  # without <think>
+    assert not cut.is_special[encode_text(cut, "a<think>").ids].any()
+    check_exact(cut, "a<think>b", encode_text(cut, "a<think>b"))
+
+
 def test_added_text_stays_one_token():
     vocab = VOCABULARIES["byte_level"]
     encoding = encode_text(vocab, "x<think>y")

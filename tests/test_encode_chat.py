@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from tiny_tokenizers import CHATML, TEXTS, byte_level, nfc_byte_level, sentencepiece, unigram
 from xtoken.encode import Encoding, encode_chat
@@ -247,6 +248,20 @@ def test_random_chats(texts):
             marks = np.frombuffer(covered(encoding), np.uint8).astype(bool)
             space = np.array([chr(byte).isspace() for byte in stream(messages)])
             assert (marks | space).all()
+
+
+def test_special_tokens_that_swallow_white_space():
+    # Phi-3's <|user|> takes the white space after it (rstrip), here also that of the content.
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens([AddedToken("<|user|>", rstrip=True, special=True)])
+    vocab = vocabulary(tokenizer)
+    template = "{% for m in messages %}<|user|>\n{{ m.content }}<|im_end|>{% endfor %}"
+    for content in ("  the fox", "the <|user|>  fox"):
+        messages = [{"role": "user", "content": content}]
+        encoding = encode_chat(vocab, messages, chat_template=template)
+        check(vocab, messages, encoding)
+        assert (encoding.ids == tokenizer.token_to_id("<|user|>")).sum() == 1
+        assert lost(messages, encoding) == [""]
 
 
 def test_thinking_that_the_template_drops_or_rebuilds():
