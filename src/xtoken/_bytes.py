@@ -153,7 +153,7 @@ def read_tokens(backend: Any, control: Collection[int]) -> TokenTable:
     for index in control:
         token_bytes[index] = b""
         kinds[index] = KINDS.index("special")
-    for index in np.flatnonzero(kinds == KINDS.index("missing")):
+    for index in np.flatnonzero(kinds == KINDS.index("missing")).tolist():
         token_bytes[index] = b""
     hidden = [
         texts[index]

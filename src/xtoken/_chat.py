@@ -88,37 +88,42 @@ def _tokens(
 ) -> tuple[list[int], Offsets]:
     """Encode the rendered chat, with special tokens parsed in the template but not in contents."""
     ids, offsets = encode_with_offsets(vocab, rendered, "chat")
-    special = [
-        offset
-        for index, offset in zip(ids, offsets, strict=True)
-        if index >= len(vocab) or vocab.is_special[index]
-    ]
-    template_specials = [offset for offset in special if not _touches(offset, located)]
-    if len(template_specials) == len(special):
+    special = np.flatnonzero(vocab.is_special[np.array(ids, np.int64)]).tolist()
+    own = [i for i in special if not _in_content(vocab, rendered, ids[i], offsets[i], located)]
+    if len(own) == len(special):
         return ids, offsets
 
-    by_offset = {
-        offset: index
-        for index, offset in zip(ids, offsets, strict=True)
-        if offset in set(template_specials)
-    }
+    # Cut at the template's special tokens, as the tokenizer does, and read what lies between them
+    # as plain text.
+    cuts = [(offsets[i], ids[i]) for i in own]
     ids, offsets, reached = [], [], 0
-    for start, stop in [*template_specials, (len(rendered), len(rendered))]:
-        run = rendered[reached:start]
-        if run:
-            first = reached == 0 or vocab.engine.prefix_per_segment
-            run_ids, run_offsets = encode_with_offsets(vocab, run, "text" if first else "continued")
-            ids += run_ids
-            offsets += [(low + reached, high + reached) for low, high in run_offsets]
-        if start < stop:
-            ids.append(by_offset[start, stop])
+    for (start, stop), index in [*cuts, ((len(rendered), len(rendered)), -1)]:
+        if reached < start:
+            prefixed = reached == 0 or vocab.engine.prefix_per_segment
+            run, places = encode_with_offsets(
+                vocab, rendered[reached:start], "text" if prefixed else "continued"
+            )
+            ids += run
+            offsets += [(low + reached, high + reached) for low, high in places]
+        if index >= 0:
+            ids.append(index)
             offsets.append((start, stop))
         reached = stop
     return ids, offsets
 
 
-def _touches(offset: tuple[int, int], located: Sequence[Located]) -> bool:
-    return any(offset[0] < piece.stop and piece.start < offset[1] for piece in located)
+def _in_content(
+    vocab: Vocabulary,
+    rendered: str,
+    index: int,
+    offset: tuple[int, int],
+    located: Sequence[Located],
+) -> bool:
+    """Tell whether a special token was read from a content rather than from the template."""
+    text = vocab.token_text(index)
+    # The offsets of a token with lstrip or rstrip also hold the white space it swallowed.
+    start = offset[0] + max(rendered[slice(*offset)].find(text), 0)
+    return any(start < piece.stop and piece.start < start + len(text) for piece in located)
 
 
 def _assemble(
@@ -135,10 +140,11 @@ def _assemble(
     Whether a token lies in a content is decided by bytes: the character offsets of byte-fallback
     tokens may reach over a whole run of unknown characters.
     """
-    # A control token stands for its own text here, not for nothing.
     source = rendered.encode()
     places, _ = spans_from_offsets(vocab, ids, offsets, rendered, source)
-    special = np.array([index >= len(vocab) or vocab.is_special[index] for index in ids], bool)
+    array = np.array(ids, np.int64)
+    special = vocab.is_special[array]
+    real = (places[:, 0] < places[:, 1]) & ~special
     at = byte_positions(rendered)
     spans = np.full((len(ids), 2), OUTSIDE, np.int64)
     supervised = np.zeros(len(ids), bool)
@@ -155,7 +161,6 @@ def _assemble(
         shift = int(ends[piece.message]) - len(content[piece.content_start :].encode()) - low
         border = at[located[order + 1].start] if order + 1 < len(located) else at[-1]
 
-        real = (places[:, 0] < places[:, 1]) & ~special
         within = real & (places[:, 0] >= low) & (places[:, 1] <= high)
         spans[within] = places[within] + shift
         supervised[within] = wanted
@@ -166,7 +171,7 @@ def _assemble(
             # would never be learnt under templates that put a space before it.
             if not (source[start:low] + source[high:stop]).strip():
                 supervised[index] = wanted
-        covered += _exact_bytes(vocab, ids, within, rendered[piece.start : piece.stop])
+        covered += _exact_bytes(vocab, array[within], rendered[piece.start : piece.stop])
 
         following = np.flatnonzero(special & (places[:, 0] >= high) & (places[:, 0] < border))
         if len(following) and vocab.roles(ids[following[0]]) & CLOSING_ROLES:
@@ -177,12 +182,12 @@ def _assemble(
     opening = np.flatnonzero(special & (places[:, 0] < first))
     if len(opening) and "bos" in vocab.roles(ids[opening[0]]):
         spans[opening[0]] = 0
-    return Encoding(np.array(ids, np.int64), spans, supervised, size, covered == size)
+    return Encoding(array, spans, supervised, size, covered == size)
 
 
-def _exact_bytes(vocab: Vocabulary, ids: list[int], within: np.ndarray, text: str) -> int:
+def _exact_bytes(vocab: Vocabulary, ids: np.ndarray, text: str) -> int:
     """Return the bytes of a content if the tokens in it spell exactly them, else 0."""
     content = text.encode()
-    joined = vocab.join_bytes(ids[index] for index in np.flatnonzero(within))
+    joined = vocab.join_bytes(ids.tolist())
     same = joined == content or (vocab.dummy_prefix and joined == b" " + content)
     return len(content) if same else 0

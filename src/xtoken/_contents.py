@@ -61,8 +61,9 @@ def _content(index: int, message: Message) -> str:
         return content
     if isinstance(content, Sequence):
         texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        if all(isinstance(text, str) for text in texts):
-            return "".join(texts)
+        strings = [text for text in texts if isinstance(text, str)]
+        if len(strings) == len(texts):
+            return "".join(strings)
     raise DataError(
         f"Message {index} ({message['role']}) has a content that is no text: {_short(content)}; "
         "expected a string or a list of text parts."

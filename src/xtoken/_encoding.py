@@ -87,22 +87,30 @@ def encode_contents(vocab: Vocabulary, texts: Sequence[str], mode: Mode) -> list
 def encode_with_offsets(
     vocab: Vocabulary, text: str, mode: Mode
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Encode one text to ids and character ranges; no role but unk comes out of text.
+    """Encode one text to ids and character ranges; but in a chat, text yields no control tokens.
 
     A model may read `</s>` or `<0x41>` as the control or byte token of that name by its own merges
     or scores, past the tokenizer's handling of special tokens; such a token is spelt out again.
     """
     (encoded,) = vocab.engine.encode([text], mode)
-    ids: list[int] = []
-    offsets: list[tuple[int, int]] = []
-    for index, offset in zip(encoded.ids, encoded.offsets, strict=True):
-        spelt: tuple[int, ...] = (index,)
-        if mode != "chat" and (index >= len(vocab) or vocab.kind(index) in ("special", "byte")):
-            piece = text[offset[0] : offset[1]]
-            if index >= len(vocab) or piece == vocab.token_text(index):
-                spelt = vocab.tokenize_literal(piece) or spelt
-        ids += spelt
-        offsets += [offset] * len(spelt)
+    ids, offsets = encoded.ids, encoded.offsets
+    if mode != "chat":
+        suspects = np.flatnonzero(vocab.is_control_or_byte(np.array(ids, np.int64)))
+        for place in reversed(suspects.tolist()):
+            low, high = offsets[place]
+            spelt: tuple[int, ...] = ()
+            if ids[place] >= len(vocab) or text[low:high] == vocab.token_text(ids[place]):
+                spelt = vocab.tokenize_literal(text[low:high])
+            if spelt:
+                ids[place : place + 1] = spelt
+                offsets[place : place + 1] = [(low, high)] * len(spelt)
+    beyond = max(ids, default=0)
+    if beyond >= len(vocab):
+        raise VocabularyError(
+            f"{vocab.name} encodes {text[:40]!r} with id {beyond}, but only ids up to "
+            f"{len(vocab) - 1} belong to it (the model has no row for the others). Change the text "
+            "or chat template, or use the tokenizer that was made for the model."
+        )
     return ids, offsets
 
 

@@ -35,7 +35,7 @@ def build_components(normalizer: list[dict], pre_tokenizer: list[dict]) -> tuple
     """Build a normaliser and a pre-tokenizer from JSON descriptions (None where empty)."""
     from tokenizers import Tokenizer
 
-    described = {
+    described: dict[str, Any] = {
         "version": "1.0",
         "normalizer": {"type": "Sequence", "normalizers": normalizer} if normalizer else None,
         "pre_tokenizer": (

@@ -7,7 +7,7 @@ where tokens lie, and tokens that share characters form a cluster (`spans_from_o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,9 +24,10 @@ def exact_spans(vocab: Vocabulary, ids: Sequence[int], content: bytes) -> np.nda
     A dummy prefix (one space that is no byte of the content) is cut off the first token; a token
     that is nothing but the prefix lies outside, (-1, -1).
     """
-    if any(index >= len(vocab) for index in ids):
+    all_bytes = vocab.all_bytes
+    if max(ids, default=0) >= len(all_bytes):
         return None
-    pieces = [vocab.all_bytes[index] for index in ids]
+    pieces = [all_bytes[index] for index in ids]
     joined = b"".join(pieces)
     if joined == content:
         prefix = 0
@@ -72,47 +73,65 @@ def spans_from_offsets(
     cluster before them, up to white space that the tokenizer drops. Tokens without characters lie
     outside.
     """
-    positions = byte_positions(text)
-    spans = np.full((len(ids), 2), OUTSIDE, np.int64)
-    exact, reached = True, 0
-    for first, last, low, high in _clusters(offsets, text, drops_space=vocab.drops_space):
-        start, stop = int(positions[low]), int(positions[high])
-        source = content[start:stop]
-        pieces = [vocab.token_bytes(index) for index in ids[first:last]]
-        joined = b"".join(pieces)
-        lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-        if joined == source:
-            spans[first:last] = spans_of_lengths(lengths) + start
-        elif vocab.dummy_prefix and joined == b" " + source:
-            cut = spans_of_lengths(lengths, prefix=1)
-            spans[first:last] = np.where(cut == OUTSIDE, OUTSIDE, cut + start)
-        else:
+    at = byte_positions(text).tolist()
+    all_bytes, size = vocab.all_bytes, len(text)
+    spans: list[tuple[int, int]] = []
+    exact, reached, token, count = True, 0, 0, len(ids)
+    while token < count:
+        low, high = offsets[token]
+        following = offsets[token + 1][0] if token + 1 < count else size
+        if following == high > low and at[low] == reached:
+            # By far the most frequent: a token alone, whose bytes are its characters.
+            stop = at[high]
+            if all_bytes[ids[token]] == content[reached:stop]:
+                spans.append((reached, stop))
+                reached, token = stop, token + 1
+                continue
+        last, low, high = _cluster(offsets, token, text, drops_space=vocab.drops_space)
+        start, stop = at[low], at[high]
+        pieces = [all_bytes[index] for index in ids[token:last]]
+        cut = _cut(pieces, start, content[start:stop], dummy_prefix=vocab.dummy_prefix)
+        if cut is None:
+            cut = [(start, stop) if start < stop else (OUTSIDE, OUTSIDE)] * len(pieces)
             exact = False
-            if start < stop:
-                spans[first:last] = start, stop
+        spans += cut
         exact = exact and start == reached
-        reached = stop
-    return spans, exact and reached == len(content)
+        reached, token = stop, last
+    array = np.array(spans, np.int64).reshape(count, 2)
+    return array, exact and reached == len(content)
 
 
-def _clusters(
-    offsets: Sequence[tuple[int, int]], text: str, *, drops_space: bool
-) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (first token, last token, first character, last character) of each cluster."""
-    found: list[list[int]] = []
-    for token, (low, high) in enumerate(offsets):
-        if found and (low < found[-1][3] or low == high):
-            found[-1][1] = token + 1
-            found[-1][3] = max(found[-1][3], high)
-        else:
-            found.append([token, token + 1, low, high])
-    for index, (first, last, low, high) in enumerate(found):
-        border = found[index + 1][2] if index + 1 < len(found) else len(text)
-        if index == 0 and not drops_space:
-            low = 0
-        while high < border and not (drops_space and text[high].isspace()):
-            high += 1
-        yield first, last, low, high
+def _cluster(
+    offsets: Sequence[tuple[int, int]], first: int, text: str, *, drops_space: bool
+) -> tuple[int, int, int]:
+    """Return (end, first character, last character) of the cluster that begins at a token."""
+    low, high = offsets[first]
+    last = first + 1
+    while last < len(offsets) and (offsets[last][0] < high or offsets[last][0] == offsets[last][1]):
+        high = max(high, offsets[last][1])
+        last += 1
+    border = offsets[last][0] if last < len(offsets) else len(text)
+    if first == 0 and not drops_space:
+        low = 0
+    while high < border and not (drops_space and text[high].isspace()):
+        high += 1
+    return last, low, high
+
+
+def _cut(
+    pieces: Sequence[bytes], start: int, source: bytes, *, dummy_prefix: bool
+) -> list[tuple[int, int]] | None:
+    """Give each piece of a cluster its own bytes of the source; None where they aren't those."""
+    joined = b"".join(pieces)
+    if joined == source:
+        prefix = 0
+    elif dummy_prefix and joined == b" " + source:
+        prefix = 1
+    else:
+        return None
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    cut = spans_of_lengths(lengths, prefix)
+    return [(a + start, b + start) if a < b else (OUTSIDE, OUTSIDE) for a, b in cut.tolist()]
 
 
 def inside(spans: np.ndarray, allowed: Sequence[tuple[int, int]]) -> np.ndarray:

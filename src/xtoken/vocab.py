@@ -289,6 +289,12 @@ class Vocabulary:
         """Spell a control token's own text with ordinary tokens, () where that is impossible."""
         return self._pieces.as_text(text)
 
+    def is_control_or_byte(self, ids: np.ndarray) -> np.ndarray:
+        """Return bool[n]: ids of role tokens, byte fallbacks, or beyond the vocabulary."""
+        kinds = np.append(self._table.kinds, np.int8(KINDS.index("special")))
+        kind = kinds[np.minimum(ids, len(self))]
+        return (kind == KINDS.index("special")) | (kind == KINDS.index("byte"))
+
     @property
     def all_bytes(self) -> list[bytes]:
         """Every id's bytes as a list (not to be changed): `token_bytes` for tight loops."""
@@ -296,7 +302,12 @@ class Vocabulary:
 
     def join_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the concatenated bytes of a sequence of ids (role tokens add none)."""
-        return b"".join(self.token_bytes(token_id) for token_id in ids)
+        ids = list(ids)
+        if ids:
+            self._check(min(ids))
+            self._check(max(ids))
+        pieces = self._table.token_bytes
+        return b"".join([pieces[token_id] for token_id in ids])
 
     @cached_property
     def fingerprint(self) -> str:
