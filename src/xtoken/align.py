@@ -93,27 +93,34 @@ class Alignment:
         numbers = np.bincount(self.kind, minlength=len(ChunkKind)).tolist()
         return {kind.name.lower(): numbers[kind] for kind in ChunkKind}
 
-    def supervised(self, student_mask: np.ndarray, teacher_mask: np.ndarray) -> np.ndarray:
-        """Return bool[C]: chunks that a loss may read.
-
-        A chunk is supervised iff every token of it, on both sides, is supervised and has a
-        predecessor (index > 0): a token at i is predicted by the logits at i - 1.
+    def within(self, student_mask: np.ndarray, teacher_mask: np.ndarray) -> np.ndarray:
+        """Return bool[C]: chunks all of whose tokens are marked, on both sides.
 
         Args:
-            student_mask: bool[S], the student tokens that may be training targets.
-            teacher_mask: bool[T], the teacher's likewise.
+            student_mask: bool[S], one for each student token.
+            teacher_mask: bool[T], one for each teacher token.
 
         Raises:
             AlignmentError: a mask doesn't have one entry for each token.
         """
-        return _all_supervised(
+        return _all_marked(
             student_mask, self.student_start, self.student_stop, self.student_chunk, "student"
-        ) & _all_supervised(
+        ) & _all_marked(
             teacher_mask, self.teacher_start, self.teacher_stop, self.teacher_chunk, "teacher"
         )
 
+    def supervised(self, student_mask: np.ndarray, teacher_mask: np.ndarray) -> np.ndarray:
+        """Return bool[C]: chunks that a loss may read.
 
-def _all_supervised(
+        A chunk is supervised iff every token of it, on both sides, may be a training target
+        (`within` the masks) and has a predecessor (index > 0): a token at i is predicted by the
+        logits at i - 1. Arguments and errors as for `within`.
+        """
+        led = (self.student_start > 0) & (self.teacher_start > 0)
+        return self.within(student_mask, teacher_mask) & led
+
+
+def _all_marked(
     mask: np.ndarray, start: np.ndarray, stop: np.ndarray, chunk: np.ndarray, side: str
 ) -> np.ndarray:
     mask = np.asarray(mask, bool)
@@ -123,7 +130,7 @@ def _all_supervised(
         )
     before = np.zeros(mask.size + 1, np.int32)
     np.cumsum(mask, out=before[1:])
-    return (before[stop] - before[start] == stop - start) & (start > 0)
+    return before[stop] - before[start] == stop - start
 
 
 def align(
