@@ -1,6 +1,7 @@
 """Reports for people: a run, an audit, an alignment, in a terminal or as one HTML page."""
 
 from xtoken.report.alignment import AlignmentView, Block, blocks, render_alignment, visible
+from xtoken.report.data import report_data
 from xtoken.report.html import alignment_page, audit_page, run_page, write_html, write_page
 from xtoken.report.run_data import RunData, Sample, Series, load_run
 from xtoken.report.terminal import render_audit, render_table_before_after, report_terminal
@@ -18,6 +19,7 @@ __all__ = [
     "render_alignment",
     "render_audit",
     "render_table_before_after",
+    "report_data",
     "report_terminal",
     "run_page",
     "visible",

@@ -74,7 +74,8 @@ SPECS = (
 )
 
 # Book-keeping of the trainer, not of the run.
-HIDDEN = ("epoch", "total_flos", "train_", "eval_runtime", "eval_examples", "eval_model_prep")
+HIDDEN = ("total_flos", "train_", "eval_runtime", "eval_examples", "eval_model_prep")
+HIDDEN_KEYS = frozenset({"epoch", "time", "num_input_tokens_seen"})
 HIDDEN_ENDINGS = ("_per_second", "_runtime")
 
 
@@ -161,7 +162,7 @@ def _rest(runs: Sequence[RunData], used: set[str]) -> list[str]:
     return [
         key
         for key in keys
-        if key not in used
+        if key not in used | HIDDEN_KEYS
         and not key.startswith((*HIDDEN, "time_"))
         and not key.endswith(HIDDEN_ENDINGS)
     ]

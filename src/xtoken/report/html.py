@@ -93,12 +93,15 @@ def run_page(runs: Sequence[RunData]) -> str:
         about = sections.run_facts(runs[0])
     else:
         title = f"{len(runs)} runs compared"
-        lead = " ".join(f"{run.name}: {headline(run)}." for run in runs)
+        lead = ""
         about = ""
-    intro = (
-        f"{_heading(runs) if len(runs) == 1 else f'<h1>{html(title)}</h1>'}"
-        f'<p class="lead">{html(lead)}</p>{about}'
-    )
+    intro = f'{_heading(runs)}<p class="lead">{html(lead)}</p>{about}'
+    if len(runs) > 1:
+        said = "".join(
+            f"<dt>{html(run.name)}</dt><dd>{html(f'{headline(run)}. {sections.outcome(run)}')}</dd>"
+            for run in runs
+        )
+        intro = f'<h1>{html(title)}</h1><dl class="runs">{said}</dl>'
     top = sections.summary_section(tables, runs)
     body = top + "".join(parts.values()) + sections.embedded_data(runs)
     links = [(name, label) for name, label in _NAVIGATION.items() if parts[name]]

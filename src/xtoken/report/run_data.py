@@ -110,6 +110,11 @@ class RunData:
         kind = _at(self.config, "loss", "kind")
         return None if kind is None else str(kind)
 
+    @property
+    def distils(self) -> bool:
+        """False for a run whose distillation term has weight 0 (a baseline)."""
+        return _at(self.config, "combine", "kd") != 0
+
     def last(self, key: str) -> float | None:
         """Return the last finite value of a metric."""
         series = self.metrics.get(key)
@@ -294,12 +299,19 @@ def _objects(run: RunData, name: str) -> list[dict[str, Any]]:
     return [item for item in listed if isinstance(item, dict)]
 
 
+_KIND_NAMES = {"one_to_one": "1:1", "one_to_many": "1:N", "many_to_one": "N:1"}
+_KIND_NAMES["many_to_many"] = "M:N"
+
+
 def _alignments(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Accept a list of statistics, one object, or `{"teachers": [...]}`."""
     flat: list[dict[str, Any]] = []
     for item in found:
         inner = item.get("teachers")
         flat += [x for x in inner if isinstance(x, dict)] if isinstance(inner, list) else [item]
+    for item in flat:
+        if isinstance(item.get("chunks"), dict):
+            item["chunks"] = {_KIND_NAMES.get(k, k): n for k, n in item["chunks"].items()}
     return flat
 
 

@@ -47,12 +47,13 @@ def _merged(name: str, runs: Sequence[RunData]) -> EvaluationTable:
     values: dict[str, dict[str, float]] = {}
     columns: list[str] = []
     wanted = list(dict.fromkeys(column for _, t in found for column in t.columns))
+    finals = [_column(t, "after") for _, t in found]
     for column in wanted:
         holders = [(run, t) for run, t in found if column in t.columns]
-        contents = [
-            {row.metric: row.values[column] for row in t.rows if column in row.values}
-            for _, t in holders
-        ]
+        contents = [_column(t, column) for _, t in holders]
+        # A baseline that is among the compared runs stands there under its own name.
+        if column == "cross_entropy_only" and all(content in finals for content in contents):
+            continue
         shared = all(content == contents[0] for content in contents)
         for (run, t), content in zip(holders, contents, strict=True):
             label = column if shared else f"{run} / {column}"
@@ -68,6 +69,10 @@ def _merged(name: str, runs: Sequence[RunData]) -> EvaluationTable:
     )
     notes = list(dict.fromkeys(t.note for _, t in found if t.note))
     return EvaluationTable(name, tuple(columns), merged, " ".join(notes))
+
+
+def _column(evaluation: EvaluationTable, column: str) -> dict[str, float]:
+    return {row.metric: row.values[column] for row in evaluation.rows if column in row.values}
 
 
 def summary_cards(tables: Sequence[EvaluationTable]) -> str:
@@ -260,7 +265,7 @@ def differences_section(runs: Sequence[RunData]) -> str:
     rows: list[list[object]] = [
         ["student", *(run.student for run in runs)],
         ["teachers", *(", ".join(run.teachers) or "none" for run in runs)],
-        ["loss", *(LOSS_NAMES.get(run.loss_kind or "", run.loss_kind or "none") for run in runs)],
+        ["loss", *(_loss_name(run) for run in runs)],
         ["steps", *(f"{run.steps:,}" for run in runs)],
     ]
     found = differences(runs)
@@ -272,6 +277,12 @@ def differences_section(runs: Sequence[RunData]) -> str:
     note = "" if found else '<p class="note">Their run files hold the same settings.</p>'
     body = table("Settings that differ", head, rows, hide_caption=True) + note
     return section("differences", "What differs", f'<div class="card">{body}</div>')
+
+
+def _loss_name(run: RunData) -> str:
+    if not run.distils:
+        return "cross-entropy alone"
+    return LOSS_NAMES.get(run.loss_kind or "", run.loss_kind or "none")
 
 
 def settings_section(runs: Sequence[RunData]) -> str:
@@ -308,7 +319,9 @@ def notes_card(runs: Sequence[RunData]) -> str:
 def run_facts(run: RunData) -> str:
     """Return a run's main facts: loss, steps, length, time, device."""
     items: list[tuple[str, object]] = []
-    if run.loss_kind:
+    if not run.distils:
+        items.append(("Loss", "cross-entropy alone"))
+    elif run.loss_kind:
         items.append(("Loss", LOSS_NAMES.get(run.loss_kind, run.loss_kind)))
     combine: Mapping[str, object] = run.config.get("combine") or {}
     if combine.get("scaling"):

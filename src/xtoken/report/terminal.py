@@ -361,6 +361,8 @@ def headline(run: RunData) -> str:
     kind = run.loss_kind
     loss = f" by {LOSS_NAMES.get(kind, kind)}" if kind else ""
     steps = f", {run.steps:,} steps" if run.steps else ""
+    if not run.distils:
+        return f"{run.student} learns from the text alone, by cross-entropy{steps}"
     learnt = f" learns from {teachers}{loss}" if teachers else loss
     return f"{run.student}{learnt}{steps}"
 
