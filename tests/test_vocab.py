@@ -78,6 +78,18 @@ def test_added_text_against_roles():
     assert vocab.ids_for_bytes(b"<|im_end|>") == ()
 
 
+def test_added_pieces_that_spell_spaces():
+    # Gemma's tokenizer.json adds its runs of spaces as "▁▁", which no text holds literally.
+    described = json.loads(sentencepiece(scheme="never").to_str())
+    described["model"]["vocab"]["▁▁"] = size = len(described["model"]["vocab"])
+    described["model"]["merges"].append(["▁", "▁"])
+    tokenizer = Tokenizer.from_str(json.dumps(described))
+    tokenizer.add_tokens([AddedToken("▁▁", normalized=False, special=False)])
+    vocab = Vocabulary.from_tokenizer(tokenizer)
+    assert vocab.token_bytes(size) == b"  "
+    assert vocab.tokenize_bytes([b"  "]) == [(size,)]
+
+
 def test_one_id_may_play_several_roles():
     tokenizer = wrapped(
         byte_level(), bos_token="<|endoftext|>", eos_token="<|im_end|>", pad_token="<|im_end|>"

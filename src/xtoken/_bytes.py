@@ -147,7 +147,10 @@ def read_tokens(backend: Any, control: Collection[int]) -> TokenTable:
     kinds = np.where(present[:size], KINDS.index("piece"), KINDS.index("missing")).astype(np.int8)
     token_bytes = _model_bytes(backend, spelling, texts[:size], kinds)
     for index, token in added.items():
-        if index < size and present[index]:
+        # Gemma lists its runs of spaces as added tokens spelt "▁▁": pieces that the model reaches
+        # by merges, from spaces.
+        spelt = spelling == "sentencepiece" and SPACE_MARK in token.content
+        if index < size and present[index] and not spelt:
             token_bytes[index] = token.content.encode()
             kinds[index] = KINDS.index("added")
     for index in control:

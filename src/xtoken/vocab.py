@@ -10,7 +10,6 @@ Needs neither torch nor transformers at import.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
@@ -21,6 +20,7 @@ import numpy as np
 
 from xtoken._bytes import KINDS, Kind, TokenTable, read_tokens
 from xtoken._engine import Engine
+from xtoken._identity import SAMENESS_PROBES, fingerprint_of
 from xtoken._pieces import PieceTokenizer
 from xtoken._roles import PRIORITY, Roles, find_roles, roles_from_transformers
 from xtoken._tokenizer_files import load_tokenizer, output_rows, read_plain_directory
@@ -30,12 +30,6 @@ from xtoken.errors import VocabularyError
 __all__ = ["ROLES", "Vocabulary", "load_tokenizer"]
 
 ROLES = PRIORITY
-_SAMENESS_PROBES = (
-    "The quick brown fox, 1984 and 201 more.\n\n\tdef f(x_1):\n        return x ** 2 == 1e-05\r\n",
-    "  leading and trailing spaces   ",
-    "naïve café ﬁ Å e\u0301 \u00a0\ufeff 狐狸跳过懒狗。 مرحبا بالعالم नमस्ते 👩‍👩‍👧‍👦 🏳️‍🌈 \u2581x",
-    "<s> </s> <think> <|im_end|> <|endoftext|> don't I'LL we've 12345678 $x^2$ ___",
-)
 
 
 class Vocabulary:
@@ -312,13 +306,8 @@ class Vocabulary:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over every id's bytes and roles; equal iff all of them are."""
-        digest = hashlib.sha256(b"xtoken vocabulary 1\n")
-        digest.update(self.byte_lengths.astype("<i4").tobytes())
-        digest.update(self.flat_bytes.tobytes())
-        digest.update(np.packbits(self.is_missing).tobytes())
-        for index in sorted(self._roles.by_id):
-            digest.update(f"\n{index} {','.join(sorted(self._roles.by_id[index]))}".encode())
-        return digest.hexdigest()
+        roles = [(index, self.roles(index)) for index in np.flatnonzero(self.is_special).tolist()]
+        return fingerprint_of(self.byte_lengths, self.flat_bytes, self.is_missing, roles)
 
     def same_as(self, other: Vocabulary) -> bool:
         """Tell whether both are one tokenizer: every id alike, and probe texts encode alike.
@@ -326,22 +315,17 @@ class Vocabulary:
         A role token is alike when it is spelt alike: a base model and its chat version may name
         different ids as eos and still share every embedding row.
         """
-        if len(self) != len(other) or not (
-            np.array_equal(self.byte_lengths, other.byte_lengths)
-            and np.array_equal(self.flat_bytes, other.flat_bytes)
-            and np.array_equal(self.is_special, other.is_special)
-            and np.array_equal(self.is_missing, other.is_missing)
-        ):
+        arrays = ("byte_lengths", "flat_bytes", "is_special", "is_missing")
+        if not all(np.array_equal(getattr(self, a), getattr(other, a)) for a in arrays):
             return False
-        texts, others = self._table.texts, other._table.texts
+        special = np.flatnonzero(self.is_special).tolist()
         if any(
-            texts[i] != others[i] and self.roles(i) != other.roles(i)
-            for i in np.flatnonzero(self.is_special).tolist()
+            self.token_text(i) != other.token_text(i) and self.roles(i) != other.roles(i)
+            for i in special
         ):
             return False
-        return self.engine.encode_ids(_SAMENESS_PROBES, "text") == other.engine.encode_ids(
-            _SAMENESS_PROBES, "text"
-        )
+        mine = self.engine.encode_ids(SAMENESS_PROBES, "text")
+        return mine == other.engine.encode_ids(SAMENESS_PROBES, "text")
 
 
 def _given(tokenizer: Any) -> Any:
