@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_toys import make_examples, make_trainer, weights_of
+from training_toys import ShiftedLoss, make_examples, make_objective, make_trainer, weights_of
 from transformers import TrainerCallback
 
 from xtoken.errors import TrainingError
@@ -146,3 +146,39 @@ def test_a_fresh_run_starts_a_new_metrics_file(tmp_path: Path) -> None:
     run(tmp_path, "fixed", max_steps=1).train()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {1}
+
+
+def test_a_losss_own_weights_are_trained_split_and_resumed(tmp_path: Path) -> None:
+    def fresh(folder: Path, **settings: Any) -> Any:
+        objective = make_objective()
+        objective.teachers[0].loss = ShiftedLoss()
+        return run(folder, "dynamic", objective=objective, **settings)
+
+    whole = fresh(tmp_path / "whole")
+    whole.train()
+    learned = whole.objective.teachers[0].loss.shift.detach()
+    assert learned.abs().sum() > 0
+    with pytest.raises(Killed):
+        fresh(tmp_path / "cut", callbacks=[KillAt(6)]).train()
+    resumed = fresh(tmp_path / "cut")
+    resumed.train(resume_from_checkpoint=True)
+    assert torch.equal(resumed.objective.teachers[0].loss.shift.detach(), learned)
+    rates = [group["initial_lr"] for group in whole.optimizer.param_groups]
+    assert rates == [1e-2, 1e-2, 0.3]
+    plain: dict[str, Any] = {"optim": "sgd", "dropout": 0.0, "per_device_train_batch_size": 1}
+    one = fresh(tmp_path / "one", **{**plain, "gradient_accumulation_steps": 4})
+    four = fresh(
+        tmp_path / "four",
+        **{**plain, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
+    )
+    for trainer in (one, four):
+        trainer.train()
+    torch.testing.assert_close(
+        one.objective.teachers[0].loss.shift, four.objective.teachers[0].loss.shift
+    )
+    other = tmp_path / "cut" / "checkpoint-4"
+    (other / "losses.safetensors").unlink()
+    (other / "xtoken_state.json").unlink()
+    trainer = fresh(tmp_path / "cut")
+    with pytest.raises(TrainingError, match=r"no weights 0\.shift"):
+        trainer.train(resume_from_checkpoint=str(other))

@@ -170,6 +170,20 @@ class ToyLoss:
         return LossResult(total, count, {"kept_mass": (count * 0.5, count)})
 
 
+class ShiftedLoss(nn.Module):
+    """The toy loss with a weight of its own: an offset of the student's logits."""
+
+    learning_rate = 0.3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(STUDENT_SIZE))
+
+    def forward(self, student_NV: Tensor, teacher_MU: Tensor, chunks: Chunks) -> LossResult:
+        """Return the sum over chunks."""
+        return ToyLoss()(student_NV + self.shift, teacher_MU, chunks)
+
+
 def make_objective(teachers: int = 1, weights: tuple[float, ...] = (1.0,)) -> Objective:
     """Return an objective with toy teachers and losses."""
     terms = [

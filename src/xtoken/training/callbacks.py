@@ -239,6 +239,16 @@ class Finisher(TrainerCallback):
         if self.trainer is not None:
             self.trainer.figures.restart(state.global_step)
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Average what no wrapped module averages."""
+        if self.trainer is not None:
+            self.trainer.loss_weights.average(self.trainer.ranks)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Zero what no model zeroes."""
+        if self.trainer is not None:
+            self.trainer.loss_weights.zero_grad()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop if asked to (on any rank); log the last step whatever the interval."""
         if self.trainer is None:

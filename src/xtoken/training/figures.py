@@ -28,11 +28,13 @@ class StepFigures:
         self.tokens = 0
         self.since = step
 
-    def note_batches(self, batches: Sequence[Mapping[str, Any]], counts: Counts) -> None:
+    def note_batches(
+        self, batches: Sequence[Mapping[str, Any]], counts: Counts, teachers: Sequence[str]
+    ) -> None:
         """Take the step's tokens, chunks and alignment statistics."""
         for batch in batches:
             self.tokens += int(batch["attention_mask"].sum())
-            for name, (part, whole) in coverage(batch["stats"]).items():
+            for name, part, whole in coverage(batch["stats"], teachers):
                 self.sums.add(name, part, whole)
         self.sums.add("chunks", counts.total_chunks)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Number = Tensor | float | int
+KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many")
 
 
 def _wide(value: Number) -> Tensor | float:
@@ -111,6 +112,19 @@ def peak_memory_gib(device: torch.device) -> float:
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
-def coverage(stats: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """Return the (part, whole) pairs to log from a batch's statistics."""
-    return {}
+def coverage(
+    stats: Mapping[str, Any], teachers: Sequence[str]
+) -> Iterator[tuple[str, float, float]]:
+    """Yield (name, part, whole) of a batch: share of bytes aligned, share of chunks that are 1:1.
+
+    With several teachers each has its own beside the sum over all.
+    """
+    for name, side in zip(teachers, stats.get("teachers", ()), strict=False):
+        chunks = sum(side[kind] for kind in KINDS)
+        for figure, part, whole in (
+            ("bytes_aligned", side["aligned_bytes"], stats["student_bytes"]),
+            ("one_to_one", side["one_to_one"], chunks),
+        ):
+            yield figure, part, whole
+            if len(teachers) > 1:
+                yield f"{figure}/{name}", part, whole

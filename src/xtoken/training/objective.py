@@ -107,6 +107,11 @@ class Objective:
         """The teachers' weights w_m."""
         return [term.weight for term in self.teachers]
 
+    @property
+    def names(self) -> list[str]:
+        """The teachers' names."""
+        return [term.name for term in self.teachers]
+
     def count_chunks(self, batch: Mapping[str, Any], index: int) -> int:
         """Return the supervised chunks of a batch that teacher `index`'s loss divides by.
 

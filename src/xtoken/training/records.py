@@ -52,3 +52,30 @@ def environment(device: Any, ranks: int) -> dict[str, Any]:
     found["threads"] = torch.get_num_threads()
     found["processes"] = ranks
     return found
+
+
+# Evaluation figures by their names in evaluation.json.
+EVALUATED = {
+    "eval_bpb": "bits_per_byte",
+    "eval_agreement": "agreement",
+    "eval_kept_mass": "kept_mass",
+}
+
+
+def evaluation_table(
+    folder: Path, before: Mapping[str, float], after: Mapping[str, float]
+) -> Path | None:
+    """Write evaluation.json from the trainer's own evaluations; None without any."""
+    from xtoken.evaluation import EvaluationTable, save_evaluation
+
+    if not after:
+        return None
+    columns = {
+        name: {EVALUATED[key]: figures[key] for key in EVALUATED if key in figures}
+        for name, figures in (("before", before), ("after", after))
+        if figures
+    }
+    if "eval_teacher_bpb" in after:
+        columns["teacher"] = {"bits_per_byte": after["eval_teacher_bpb"]}
+    note = "The run's evaluation data, cut as in training."
+    return save_evaluation(folder, [EvaluationTable.from_columns("held-out text", columns, note)])

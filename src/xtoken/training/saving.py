@@ -43,6 +43,7 @@ def save_checkpoint(trainer: XTokenTrainer, trial: Any) -> Path:
             trainer._save_rng_state(str(staging))
         accelerator.wait_for_everyone()
         if main:
+            trainer.loss_weights.save(staging)
             _note_best(trainer, root, final)
             _save_state(trainer, staging)
     accelerator.wait_for_everyone()

@@ -34,6 +34,7 @@ from xtoken.training.combine import Combine
 from xtoken.training.counts import Counts, drop_examples, local_counts
 from xtoken.training.evaluate import evaluation_loader, evaluation_loss, run_objective, with_kd
 from xtoken.training.figures import StepFigures, figures_due
+from xtoken.training.loss_weights import LossWeights
 from xtoken.training.objective import (
     Objective,
     Parts,
@@ -107,6 +108,12 @@ class XTokenTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self._refuse_split_sequences()
         self.ranks = Ranks(self.accelerator, self.get_tp_size())
+        self.loss_weights = LossWeights(objective, self.args.device)
+        if self.loss_weights and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise TrainingError(
+                "a loss with weights of its own can't be trained under FSDP or DeepSpeed yet; use "
+                "DDP or one process, or a loss without"
+            )
         self.step_loss = StepLoss(self.combine, objective.weights, self.ranks.sum)
         self.figures = StepFigures(self.args.device)
         self.chunks_seen = [0.0] * len(objective.teachers)
@@ -135,7 +142,7 @@ class XTokenTrainer(Trainer):
         counts = Counts(tokens, tuple(chunks))
         self.step_loss.open(batches, counts)
         self.chunks_seen = [a + b for a, b in zip(self.chunks_seen, chunks, strict=True)]
-        self.figures.note_batches(batches, counts)
+        self.figures.note_batches(batches, counts, self.objective.names)
         self.figures.clock.enter("other")
         return batches, counts
 
@@ -254,6 +261,14 @@ class XTokenTrainer(Trainer):
             logs = {**logs, **self.figures.take(step, self.objective, self.ranks)}
         super().log(logs, start_time)
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimizer, with a group for the losses' own weights."""
+        known = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if not known:
+            self.loss_weights.add_to(optimizer)
+        return optimizer
+
     # ---- Evaluation ----------------------------------------------------------------------
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -330,6 +345,7 @@ class XTokenTrainer(Trainer):
             state = RunState.load(checkpoint)
             self.step_loss.lagged.value = state.lagged_scale
             self.chunks_seen = state.chunks_seen or self.chunks_seen
+            self.loss_weights.load(checkpoint)
             self.args.eval_on_start = False
         with self.finisher.watching(self):
             output = super().train(

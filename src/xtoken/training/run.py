@@ -1,0 +1,293 @@
+"""`train(config)`: everything between a run file and a finished student."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from xtoken.config import RunConfig
+from xtoken.errors import ConfigError, TrainingError
+from xtoken.losses import Projector, agreement
+from xtoken.models import context_length
+from xtoken.training.arguments import Resume, starting_point, training_arguments
+from xtoken.training.callbacks import read_metrics
+from xtoken.training.combine import Combine
+from xtoken.training.datasets import RunData, read_data
+from xtoken.training.export import export_student
+from xtoken.training.model_card import model_card
+from xtoken.training.objective import Agreement, Objective, TeacherTerm
+from xtoken.training.pairs import Pair, Pairs, Say, make_pairs
+from xtoken.training.records import environment, evaluation_table, write_json
+from xtoken.training.saving import no_bars
+from xtoken.training.student import load_student, load_teacher, require_peft, student_dtype
+from xtoken.training.trainer import XTokenTrainer
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    `before` and `after` are evaluation figures (`eval_loss`, `eval_bpb`, ...), empty without
+    evaluation data; `last` is the last logged training figures.
+    """
+
+    output_dir: Path
+    steps: int
+    seconds: float
+    resumed_from: Path | None = None
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    chunks_seen: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        plain = asdict(self)
+        plain["output_dir"] = str(self.output_dir)
+        plain["resumed_from"] = None if self.resumed_from is None else str(self.resumed_from)
+        return plain
+
+
+def train(
+    config: RunConfig,
+    *,
+    resume: Resume = False,
+    progress: str = "auto",
+    say: Say | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainResult:
+    """Carry out a run and leave its student in `config.output_dir`.
+
+    Args:
+        config: the run, as `xtoken.config.load_run` reads it.
+        resume: True goes on from the newest complete checkpoint, a path from that one, "auto"
+            from one if there is one; False starts afresh, in a folder without checkpoints.
+        progress: "auto", "bar", "lines" or "none".
+        say: told what the user should know (default: lines on stderr; silent for "none").
+        callbacks: further `transformers` callbacks.
+
+    Raises:
+        UsageError, ConfigError, ModelNotFoundError: what the run file asks can't be done.
+        DataError: unreadable or empty data.
+        TrainingError: no supervised chunk, a loss that isn't finite, a full disk, no memory.
+        TrainingInterrupted: Ctrl-C; a checkpoint was saved.
+    """
+    checkpoint = starting_point(config, resume)
+    if config.student.lora is not None:
+        require_peft()
+    args = training_arguments(config)
+    main = args.process_index == 0
+    say = _silent if not main else say or (_silent if progress == "none" else _to_stderr)
+    folder = Path(config.output_dir)
+    pairs = make_pairs(config, folder, write=main, say=say)
+    data = read_data(config, pairs, progress=progress if main else "none", say=say)
+    # Adapters are drawn at random before the Trainer sets its seed.
+    set_seed(config.seed)
+    say(f"Loading {_listed([config.student.model, *(t.model for t in config.teachers)])}.")
+    trainer = make_trainer(config, pairs, data, args, progress=progress, callbacks=callbacks)
+    if main:
+        _write_setup(config, pairs, data, trainer, folder, say)
+    started = time.time()
+    if checkpoint is not None:
+        say(f"Resuming from {checkpoint}.")
+    _run(trainer, checkpoint)
+    return _finish(trainer, config, pairs, folder, checkpoint, started, say)
+
+
+def make_trainer(
+    config: RunConfig,
+    pairs: Pairs,
+    data: RunData,
+    args: TrainingArguments,
+    *,
+    progress: str = "auto",
+    callbacks: Sequence[TrainerCallback] = (),
+) -> XTokenTrainer:
+    """Load the models and put the trainer together."""
+    with no_bars():
+        student = load_student(config.student, pairs.student, args)
+    _refuse_too_long(config, data, context_length(student))
+    terms = []
+    for pair, teacher in zip(pairs.teachers, config.teachers, strict=True):
+        with no_bars():
+            local = load_teacher(teacher, pair.vocab, pair.name, args.device)
+        terms.append(
+            TeacherTerm(
+                name=pair.name,
+                teacher=local,
+                loss=pair.loss,
+                weight=pair.weight,
+                agreement=agreement_of(pair, args.device),
+                byte_lengths=torch.from_numpy(pair.vocab.byte_lengths).long(),
+            )
+        )
+    objective = Objective(terms, byte_lengths=torch.from_numpy(pairs.student.byte_lengths).long())
+    settings = config.combine
+    return XTokenTrainer(
+        student,
+        args,
+        objective=objective,
+        combine=Combine(settings.kd, settings.ce, settings.scaling),
+        data_collator=data.collator,
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        processing_class=pairs.student.tokenizer,
+        callbacks=callbacks,
+        progress=progress,
+    )
+
+
+def agreement_of(pair: Pair, device: Any) -> Agreement:
+    """Return the top-1 agreement under the pair's fixed projection."""
+    projector = Projector(pair.projection).to(device)
+    return lambda student_NV, teacher_MU, chunks: agreement(
+        student_NV, teacher_MU, chunks, projector
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(names))
+    return " and ".join([", ".join(distinct[:-1]), distinct[-1]] if distinct[1:] else distinct)
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _refuse_too_long(config: RunConfig, data: RunData, limit: int | None) -> None:
+    """Raise ConfigError if a sequence is longer than the student has positions for."""
+    length = config.data.max_length
+    if limit is None or length <= limit:
+        return
+    sets = [data.train] if data.evaluation is None else [data.train, data.evaluation]
+    if any(len(row.ids) > limit for dataset in sets for row in dataset):
+        raise ConfigError(
+            f"data.max_length is {length} and some sequences need it, but the student has "
+            f"positions for {limit} tokens; lower data.max_length to {limit}"
+        )
+
+
+def _write_setup(
+    config: RunConfig, pairs: Pairs, data: RunData, trainer: XTokenTrainer, folder: Path, say: Say
+) -> None:
+    from xtoken.audit import audit
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config.dump_yaml(folder / "run.yaml")
+    write_json(
+        folder / "environment.json",
+        {
+            **environment(trainer.args.device, trainer.accelerator.num_processes),
+            "student_dtype": student_dtype(config.student),
+        },
+    )
+    write_json(folder / "alignment.json", data.statistics)
+    if not (folder / "audit.json").exists():
+        reports = [
+            audit(pairs.student, pair.vocab, data.sample, projection=pair.projection)
+            for pair in pairs.teachers
+        ]
+        write_json(folder / "audit.json", [report.to_dict() for report in reports])
+        for pair, report in zip(pairs.teachers, reports, strict=True):
+            _compare_with_verdict(pair, report, say)
+
+
+def _compare_with_verdict(pair: Pair, report: Any, say: Say) -> None:
+    """Say so if the audit would have chosen another loss of the two that it judges."""
+    if report.verdict.loss == "p_kl" and pair.loss.kind in ("h_kl", "gold"):
+        say(f"The audit would take p_kl for teacher {pair.name}: {report.verdict.reason}")
+
+
+def _run(trainer: XTokenTrainer, checkpoint: Path | None) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"out of memory at step {trainer.state.global_step + 1} ({str(error).splitlines()[0]}) "
+            "Lower training.per_device_train_batch_size (and raise gradient_accumulation_steps: "
+            "the update stays the same), lower data.max_length, or set "
+            "training.activation_checkpointing: true"
+        ) from error
+
+
+def _finish(
+    trainer: XTokenTrainer,
+    config: RunConfig,
+    pairs: Pairs,
+    folder: Path,
+    checkpoint: Path | None,
+    started: float,
+    say: Say,
+) -> TrainResult:
+    after = _last_evaluation(trainer)
+    export_student(trainer, config.student, folder)
+    lines = read_metrics(folder)
+    result = TrainResult(
+        output_dir=folder,
+        steps=trainer.state.global_step,
+        seconds=time.time() - started,
+        resumed_from=checkpoint,
+        before=_first_evaluation(lines),
+        after=after,
+        last=next((line for line in reversed(lines) if line.get("kind") == "train"), {}),
+        chunks_seen=sum(trainer.chunks_seen),
+    )
+    if trainer.accelerator.is_main_process:
+        trainer.card = model_card(
+            config,
+            losses=[pair.loss.kind for pair in pairs.teachers],
+            before=result.before,
+            after=result.after,
+            summary=result.to_dict(),
+        )
+        trainer.create_model_card()
+        evaluation_table(folder, result.before, result.after)
+        write_json(folder / "summary.json", {**result.to_dict(), "status": "finished"})
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    say(f"The student is in {folder} after {result.steps} steps.")
+    return result
+
+
+def _last_evaluation(trainer: XTokenTrainer) -> dict[str, float]:
+    """Return evaluation figures of the final weights, measured now if they were not already."""
+    if trainer.eval_dataset is None:
+        return {}
+    step = trainer.state.global_step
+    for line in reversed(trainer.state.log_history):
+        if "eval_loss" in line and line["step"] == step and not _best_is_another(trainer, step):
+            return _figures(line)
+    return _figures(trainer.evaluate())
+
+
+def _best_is_another(trainer: XTokenTrainer, step: int) -> bool:
+    return trainer.args.load_best_model_at_end and trainer.state.best_global_step != step
+
+
+def _first_evaluation(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the evaluation before the first step; metrics.jsonl keeps it over a resume."""
+    for line in lines:
+        if line.get("kind") == "eval" and line.get("step") == 0:
+            return _figures(line)
+    return {}
+
+
+def _figures(line: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in line.items()
+        if name.startswith("eval_")
+        and isinstance(value, int | float)
+        and not name.endswith(("_runtime", "_per_second", "_preparation_time"))
+    }
