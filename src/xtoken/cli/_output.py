@@ -65,7 +65,9 @@ def doing(what: str) -> Iterator[None]:
     if not target.is_terminal:
         yield
         return
-    with target.status(what):
+    from rich.text import Text
+
+    with target.status(Text(what)):
         yield
 
 
@@ -84,7 +86,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
     with Progress(*columns, TimeRemainingColumn(), console=target, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda step: bar.update(task, advance=step)

@@ -6,7 +6,7 @@ Example:
     run.dump_yaml("runs/first/run.yaml")   # with every default filled in; loads again
 """
 
-from xtoken.config.load import load_run
+from xtoken.config.load import load_run, to_yaml
 from xtoken.config.losses import (
     GOLD,
     HKL,
@@ -48,4 +48,5 @@ __all__ = [
     "Student",
     "Teacher",
     "load_run",
+    "to_yaml",
 ]

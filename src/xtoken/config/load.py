@@ -194,13 +194,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def to_yaml(run: RunConfig) -> str:
+    """Return the resolved run as the text of a run file."""
+    return dump_yaml_text(resolved(run))
+
+
 def write_run(run: RunConfig, path: str | os.PathLike[str]) -> None:
     """Write the resolved run; an earlier file is replaced only by a whole new one."""
     from xtoken._version import __version__
 
     target = Path(path)
     text = f"# The resolved run, as xtoken {__version__} read it. Paths are relative to the\n"
-    text += "# directory that the command was started in.\n" + dump_yaml_text(resolved(run))
+    text += "# directory that the command was started in.\n" + to_yaml(run)
     temporary = ""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
