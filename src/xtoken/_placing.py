@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -125,19 +126,26 @@ def role_tokens(
 class Stream:
     """The tokens of one side of a batch and their bytes, as the vocabulary has them.
 
-    `ids` int64[N], `length` int32[N]; `first` (B + 1 entries): where each sequence begins.
+    `ids` int64[N]; `first` (B + 1 entries): where each sequence begins; `trimmed`: tokens whose
+    first byte is none of the text.
     """
 
     def __init__(self, vocab: Vocabulary, sequences: Sequence[np.ndarray]) -> None:
         self.vocab = vocab
         self.ids, self.first = flatten(sequences)
-        self.length = vocab.byte_lengths[self.ids]
         self.trimmed: list[int] = []
+
+    @cached_property
+    def length(self) -> np.ndarray:
+        """The tokens' byte lengths, int64[N]."""
+        length = self.vocab.byte_lengths[self.ids].astype(np.int64)
+        length[self.trimmed] -= 1
+        return length
 
     def trim(self, token: int) -> None:
         """Take the first byte off a token."""
-        self.length[token] -= 1
         self.trimmed.append(token)
+        self.__dict__.pop("length", None)
 
     def source(self, tokens: np.ndarray) -> np.ndarray:
         """Return where the tokens' bytes begin in the vocabulary's `flat_bytes`."""
@@ -149,7 +157,8 @@ class Stream:
     def leading(self, sequence: int) -> tuple[int, bytes]:
         """Return the first token that has bytes (-1: none) and the first few tokens' bytes."""
         begin, end = self.first[sequence], self.first[sequence + 1]
-        tokens = begin + np.flatnonzero(self.length[begin:end])[:LEADING_TOKENS]
+        length = self.vocab.byte_lengths[self.ids[begin:end]]
+        tokens = begin + np.flatnonzero(length)[:LEADING_TOKENS]
         data = b"".join(self.vocab.token_bytes(token) for token in self.ids[tokens].tolist())
         return (int(tokens[0]) if tokens.size else -1), data
 
