@@ -264,6 +264,21 @@ def test_special_tokens_that_swallow_white_space():
         assert lost(messages, encoding) == [""]
 
 
+def test_ids_without_a_row():
+    tokenizer = byte_level()
+    size = tokenizer.get_vocab_size()
+    tokenizer.add_tokens([AddedToken(f"[PAD{size}]", special=False)])  # a GGUF's filler
+    vocab = vocabulary(tokenizer)
+    assert len(vocab) == size
+    messages = [{"role": "user", "content": f"a [PAD{size}]."}]
+    encoding = encode_chat(vocab, messages, chat_template=CHATML)
+    check(vocab, messages, encoding)
+    assert lost(messages, encoding) == [""]
+    template = "[PAD%d]{{ messages[0].content }}" % size  # noqa: UP031
+    with pytest.raises(VocabularyError, match=f"id {size}.*chat template"):
+        encode_chat(vocab, messages, chat_template=template)
+
+
 def test_thinking_that_the_template_drops_or_rebuilds():
     vocab = VOCABULARIES["byte_level"]
     first, last = "<think>\nwhy\n</think>\n\nThe fox.", "<think>\nhm\n</think>\n\nThe dog."

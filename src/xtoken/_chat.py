@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from xtoken._contents import Located, locate_contents, read_messages
-from xtoken._encoding import Encoding, encode_with_offsets, utf8
+from xtoken._encoding import Encoding, check_ids, encode_with_offsets, utf8
 from xtoken._spans import OUTSIDE, byte_positions, spans_from_offsets
 from xtoken.errors import DataError, UsageError, VocabularyError
 from xtoken.vocab import Vocabulary
@@ -60,6 +60,7 @@ def encode_chat(
     rendered = render(plain)
     located = locate_contents(render, plain, rendered)
     ids, offsets = _tokens(vocab, rendered, located)
+    check_ids(vocab, ids, rendered)
     return _assemble(vocab, plain, rendered, located, ids, offsets, supervise)
 
 
@@ -88,7 +89,7 @@ def _tokens(
 ) -> tuple[list[int], Offsets]:
     """Encode the rendered chat, with special tokens parsed in the template but not in contents."""
     ids, offsets = encode_with_offsets(vocab, rendered, "chat")
-    special = np.flatnonzero(vocab.is_special[np.array(ids, np.int64)]).tolist()
+    special = np.flatnonzero(vocab.is_control(np.array(ids, np.int64))).tolist()
     own = [i for i in special if not _in_content(vocab, rendered, ids[i], offsets[i], located)]
     if len(own) == len(special):
         return ids, offsets
@@ -120,7 +121,7 @@ def _in_content(
     located: Sequence[Located],
 ) -> bool:
     """Tell whether a special token was read from a content rather than from the template."""
-    text = vocab.token_text(index)
+    text = vocab.token_text(index) if index < len(vocab) else rendered[slice(*offset)]
     # The offsets of a token with lstrip or rstrip also hold the white space it swallowed.
     start = offset[0] + max(rendered[slice(*offset)].find(text), 0)
     return any(start < piece.stop and piece.start < start + len(text) for piece in located)

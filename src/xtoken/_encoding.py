@@ -77,6 +77,7 @@ def encode_contents(vocab: Vocabulary, texts: Sequence[str], mode: Mode) -> list
         spans, exact = exact_spans(vocab, ids, content), True
         if spans is None:
             ids, offsets = encode_with_offsets(vocab, text, mode)
+            check_ids(vocab, ids, text)
             spans, exact = spans_from_offsets(vocab, ids, offsets, text, content)
         array = np.array(ids, np.int64)
         supervised = (spans[:, 0] < spans[:, 1]) & ~vocab.is_special[array]
@@ -95,8 +96,9 @@ def encode_with_offsets(
     (encoded,) = vocab.engine.encode([text], mode)
     ids, offsets = encoded.ids, encoded.offsets
     if mode != "chat":
-        suspects = np.flatnonzero(vocab.is_control_or_byte(np.array(ids, np.int64)))
-        for place in reversed(suspects.tolist()):
+        array = np.array(ids, np.int64)
+        suspects = vocab.is_control(array) | vocab.is_byte[np.minimum(array, len(vocab) - 1)]
+        for place in reversed(np.flatnonzero(suspects).tolist()):
             low, high = offsets[place]
             spelt: tuple[int, ...] = ()
             if ids[place] >= len(vocab) or text[low:high] == vocab.token_text(ids[place]):
@@ -104,6 +106,11 @@ def encode_with_offsets(
             if spelt:
                 ids[place : place + 1] = spelt
                 offsets[place : place + 1] = [(low, high)] * len(spelt)
+    return ids, offsets
+
+
+def check_ids(vocab: Vocabulary, ids: Sequence[int], text: str) -> None:
+    """Raise `VocabularyError` where a tokenizer gives an id that its model has no row for."""
     beyond = max(ids, default=0)
     if beyond >= len(vocab):
         raise VocabularyError(
@@ -111,7 +118,6 @@ def encode_with_offsets(
             f"{len(vocab) - 1} belong to it (the model has no row for the others). Change the text "
             "or chat template, or use the tokenizer that was made for the model."
         )
-    return ids, offsets
 
 
 def utf8(text: str) -> bytes:

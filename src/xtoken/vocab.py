@@ -38,7 +38,8 @@ class Vocabulary:
     `len(v)` is the real size (highest id + 1); `v.rows` is the height of the model's output head
     where known, which may be larger (padded rows) but never smaller. Arrays over ids:
     `byte_lengths` int32[len] (0 for role tokens and holes), `flat_bytes` uint8 (all tokens' bytes
-    one after the other), `byte_starts` int64[len + 1], `is_special` and `is_missing` bool[len].
+    one after the other), `byte_starts` int64[len + 1]; `is_special`, `is_missing` and `is_byte`
+    (byte fallback) bool[len].
 
     `normalizes`: the tokenizer may change the text before cutting it (NFC, lower case), so bytes
     are those of the normalised text. `lossy`: the tokens' bytes need not add up to the text at all
@@ -67,6 +68,7 @@ class Vocabulary:
         self._backend, self._make_tokenizer = backend, make_tokenizer
         self.is_special = table.kinds == KINDS.index("special")
         self.is_missing = table.kinds == KINDS.index("missing")
+        self.is_byte = table.kinds == KINDS.index("byte")
         size = len(table.token_bytes)
         self.byte_lengths = np.fromiter(map(len, table.token_bytes), np.int32, size)
         self.byte_starts = np.zeros(size + 1, np.int64)
@@ -283,11 +285,9 @@ class Vocabulary:
         """Spell a control token's own text with ordinary tokens, () where that is impossible."""
         return self._pieces.as_text(text)
 
-    def is_control_or_byte(self, ids: np.ndarray) -> np.ndarray:
-        """Return bool[n]: ids of role tokens, byte fallbacks, or beyond the vocabulary."""
-        kinds = np.append(self._table.kinds, np.int8(KINDS.index("special")))
-        kind = kinds[np.minimum(ids, len(self))]
-        return (kind == KINDS.index("special")) | (kind == KINDS.index("byte"))
+    def is_control(self, ids: np.ndarray) -> np.ndarray:
+        """Return bool[n]: the ids of role tokens, and any beyond the vocabulary."""
+        return np.append(self.is_special, True)[np.minimum(ids, len(self))]
 
     @property
     def all_bytes(self) -> list[bytes]:
