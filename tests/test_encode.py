@@ -372,7 +372,7 @@ def test_long_text_is_quick():
     vocab = VOCABULARIES["byte_level"]
     text = "The people of the river, 201 of them, were there.\n" * 4000
     encode_text(vocab, text[:100])
-    begun = time.perf_counter()
+    begun = time.process_time()
     encoding = encode_text(vocab, text)
-    rate = len(encoding) / (time.perf_counter() - begun)
+    rate = len(encoding) / (time.process_time() - begun)
     assert rate > 50_000

@@ -250,6 +250,6 @@ def test_speed(asset_dir):
     vocab = read(asset_dir("vocab/llama-3"))
     text = Path(__file__).read_text(encoding="utf-8")[:4000]
     encode_texts(vocab, [text])
-    begun = time.perf_counter()
+    begun = time.process_time()
     encodings = encode_texts(vocab, [text] * 200)
-    assert sum(map(len, encodings)) / (time.perf_counter() - begun) > 50_000
+    assert sum(map(len, encodings)) / (time.process_time() - begun) > 50_000
