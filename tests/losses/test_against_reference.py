@@ -9,7 +9,8 @@ import torch
 
 from losses.helpers import Case, identity_projection, make_case, run, run_reference
 from xtoken.losses import GOLD, HKL, LOSSES, PKL, ULD, Direct, cross_entropy, reference
-from xtoken.losses.blocks import LogitSource, run_blocks
+from xtoken.losses.blocks import run_blocks
+from xtoken.losses.sources import LogitSource
 
 DIRECTIONS = [
     ("teacher_to_student", None),

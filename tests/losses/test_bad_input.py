@@ -111,14 +111,14 @@ def test_rows_that_are_no_distribution(kind, side, value, word):
     size = getattr(projection, f"{side}_size")
     logits[5, :size] = value
     loss = make_loss(kind, projection=projection)
-    with pytest.raises(LossError, match=f"{side}_logits_.*{word}"):
+    with pytest.raises(LossError, match=f"{side}_logits .*{word}"):
         loss(case.student, case.teacher, case.chunks)
 
 
 def test_a_masked_id_alone_is_no_distribution():
     case = make_case()
     case.student[0, :6] = -float("inf")  # id 6, the masked one, stays finite
-    with pytest.raises(LossError, match=r"student_logits_NV.*all -inf"):
+    with pytest.raises(LossError, match=r"student_logits .*all -inf"):
         PKL(case.projection)(case.student, case.teacher, case.chunks)
 
 

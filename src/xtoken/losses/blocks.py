@@ -10,72 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from xtoken.losses.base import Chunks, LossResult
+from xtoken.losses.checks import check_rows
 from xtoken.losses.pooling import Rows, expand_rows
+from xtoken.losses.sources import Source
 
 if TYPE_CHECKING:
     from xtoken.losses.loss import Loss
 
-BLOCK_ROWS = 64
+# Bytes of float32 logits, both sides together, that a block may hold. On a CPU a block should
+# stay in the cache (and below the size from which the allocator hands every buffer back to the
+# system); a GPU wants enough work a kernel.
+BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**28}
+LEAST_ROWS = 8
 
 
-class Source(Protocol):
-    """Where logit rows come from: logits, or hidden states and an output head."""
+@cache
+def _keep_freed_memory() -> None:
+    """Let the C allocator keep buffers of a block's size for the next block.
 
-    inputs: list[Tensor]  # tensors that may want a gradient
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of the logits."""
-        ...
-
-    def read(self, index_R: Tensor) -> Tensor:
-        """Return the logits of these rows: [R, columns], no gradient."""
-        ...
-
-    def buffers(self, wanted: list[bool]) -> list[Tensor | None]:
-        """Return a zeroed gradient buffer for each input that wants one."""
-        ...
-
-    def add_gradient(
-        self, buffers: list[Tensor | None], index_R: Tensor, gradient_RV: Tensor
-    ) -> None:
-        """Add the gradient of rows that were read (cut to the first columns) to the buffers."""
-        ...
-
-
-class LogitSource:
-    """Logits that are there as a whole."""
-
-    def __init__(self, logits_NV: Tensor) -> None:
-        self.inputs = [logits_NV]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of the logits (whatever they are: `Loss.check` judges)."""
-        return tuple(self.inputs[0].shape)  # type: ignore[return-value]
-
-    def read(self, index_R: Tensor) -> Tensor:
-        """Return rows of the logits."""
-        return self.inputs[0].detach().index_select(0, index_R)
-
-    def buffers(self, wanted: list[bool]) -> list[Tensor | None]:
-        """Return zeros of the logits' own shape and precision."""
-        return [torch.zeros_like(self.inputs[0]) if wanted[0] else None]
-
-    def add_gradient(
-        self, buffers: list[Tensor | None], index_R: Tensor, gradient_RV: Tensor
-    ) -> None:
-        """Add to the rows of the logits' gradient."""
-        assert buffers[0] is not None
-        target = buffers[0][:, : gradient_RV.shape[1]]
-        target.index_add_(0, index_R, gradient_RV.to(target.dtype))
+    glibc hands freed buffers above a limit back to the system, and new ones cost a page fault
+    every 4 kB, more than a softmax does. The limit rises to the largest buffer freed so far, up
+    to 32 MiB: free one (never touched). Elsewhere this does nothing.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 @dataclass
@@ -114,23 +79,25 @@ class _Job:
                 chunks.teacher_target_M,
             )
 
-    def index(self, start_C: Tensor, count_C: Tensor) -> Tensor:
-        """Return the rows to read: all of each chunk's, or its first."""
+    def student_index(self) -> Tensor:
+        """Return all student rows that will be read."""
+        start_C, count_C = self.chunks.student_start_C, self.chunks.student_count_C
         return start_C if self.loss.rows == "first" else expand_rows(start_C, count_C)
 
-    def rows(self, logits_RV: Tensor, index_R: Tensor, count_C: Tensor, target_N: Tensor) -> Rows:
-        """Wrap logits that were read; starts become positions among them."""
-        first = self.loss.rows == "first"
-        step_C = torch.ones_like(count_C) if first else count_C
-        return Rows(logits_RV, step_C.cumsum(0) - step_C, count_C, target_N[index_R])
-
-    def teacher_rows(self, block: Chunks) -> Rows:
-        """Read the teacher's rows of a block."""
-        index_R = self.index(block.teacher_start_C, block.teacher_count_C)
-        logits_RU = self.teacher.read(index_R)[:, : self.loss.teacher_size]
-        return self.rows(
-            logits_RU.to(self.dtype), index_R, block.teacher_count_C, block.teacher_target_M
-        )
+    def read(self, side: Literal["student", "teacher"], block: Chunks) -> tuple[Rows, Tensor]:
+        """Read one side's rows of a block, made ready; return them and where they came from."""
+        loss, source = self.loss, getattr(self, side)
+        start_C, count_C = getattr(block, f"{side}_start_C"), getattr(block, f"{side}_count_C")
+        target = block.student_target_N if side == "student" else block.teacher_target_M
+        if loss.rows == "first":
+            index_R, step_C = start_C, torch.ones_like(count_C)
+        else:
+            index_R, step_C = expand_rows(start_C, count_C), count_C
+        logits_RV = source.read(index_R, getattr(loss, f"{side}_size")).to(self.dtype)
+        check_rows(loss.kind, f"{side}_logits", logits_RV, getattr(loss, f"{side}_masked_X"))
+        if loss.temperature != 1.0:
+            logits_RV.div_(loss.temperature)
+        return Rows(logits_RV, step_C.cumsum(0) - step_C, count_C, target[index_R]), index_R
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,7 +113,7 @@ def run_blocks(
     teacher: Source,
     chunks: Chunks,
     *,
-    block_rows: int = BLOCK_ROWS,
+    block_rows: int | None = None,
 ) -> LossResult:
     """Return the loss over all chunks, differentiable in the student's inputs and the loss's own.
 
@@ -154,7 +121,8 @@ def run_blocks(
         loss: any loss; its `block` is called once a block.
         student, teacher: where the logit rows come from.
         chunks: the supervised chunks of the batch.
-        block_rows: rows of each side in memory at a time (a longer chunk is a block of its own).
+        block_rows: rows of each side in memory at a time (a longer chunk is a block of its own);
+            None fits them to the device.
     """
     loss.check(student.shape, teacher.shape, chunks)
     chosen_C = loss.select(chunks)
@@ -163,6 +131,11 @@ def run_blocks(
     device = student.inputs[0].device
     if any(buffer.device != device for buffer in loss.buffers()):
         loss.to(device)
+    if block_rows is None:
+        room = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
+        block_rows = max(LEAST_ROWS, room // (4 * (loss.student_size + loss.teacher_size)))
+    if device.type == "cpu":
+        _keep_freed_memory()
     job = _Job(loss, student, teacher, chunks, block_rows)
     parameters = [p for p in loss.parameters() if p.requires_grad]
     total = _Blockwise.apply(job, *student.inputs, *parameters)
@@ -204,7 +177,7 @@ def _run(
     loss, dtype = job.loss, job.dtype
     inputs = len(job.student.inputs)
     parameters = [p for p in loss.parameters() if p.requires_grad]
-    buffers = job.student.buffers(wanted[:inputs])
+    buffers = job.student.buffers(wanted[:inputs], job.student_index())
     weights = [
         torch.zeros_like(p) if want else None
         for p, want in zip(parameters, wanted[inputs:], strict=True)
@@ -212,29 +185,31 @@ def _run(
     want_logits = any(wanted[:inputs])
     total = torch.zeros((), dtype=dtype, device=job.student.inputs[0].device)
     metrics: dict[str, tuple[Tensor, Tensor]] = {}
-    state = loss.prepare(job.teacher_rows(block) for block in job.blocks())
+    state = loss.prepare(job.read("teacher", block)[0] for block in job.blocks())
     for block in job.blocks():
-        index_R = job.index(block.student_start_C, block.student_count_C)
-        logits_RV = job.student.read(index_R)[:, : loss.student_size].to(dtype)
-        with torch.set_grad_enabled(any(wanted)):
-            logits_RV = logits_RV.detach().requires_grad_(want_logits)
-            student = job.rows(logits_RV, index_R, block.student_count_C, block.student_target_N)
-            result = loss.block(student, job.teacher_rows(block), state)
+        student, index_R = job.read("student", block)
+        teacher, _ = job.read("teacher", block)
+        student.logits_RV.requires_grad_(want_logits)
+        # Autocast would run the sums in half precision.
+        with torch.set_grad_enabled(any(wanted)), torch.autocast(total.device.type, enabled=False):
+            result = loss.block(student, teacher, state)
         total += result.total.detach()
         for name, (value, count) in result.metrics.items():
             old = metrics.get(name)
             metrics[name] = (value, count) if old is None else (old[0] + value, old[1] + count)
-        leaves = [logits_RV] if want_logits else []
+        leaves = [student.logits_RV] if want_logits else []
         leaves += [p for p, w in zip(parameters, weights, strict=True) if w is not None]
-        if leaves and result.total.requires_grad:
-            gradients = list(torch.autograd.grad(result.total, leaves, allow_unused=True))
+        if leaves:
+            if not result.total.requires_grad:  # nothing in this block depends on the student
+                result.total = sum((leaf.sum() * 0.0 for leaf in leaves), result.total)
+            gradients = list(torch.autograd.grad(result.total, leaves, materialize_grads=True))
             if want_logits:
                 gradient_RV = gradients.pop(0)
-                if gradient_RV is not None:
-                    job.student.add_gradient(buffers, index_R, gradient_RV)
+                if loss.temperature != 1.0:
+                    gradient_RV = gradient_RV / loss.temperature
+                job.student.add_gradient(buffers, index_R, gradient_RV)
             for weight, gradient in zip(
                 [w for w in weights if w is not None], gradients, strict=True
             ):
-                if gradient is not None:
-                    weight += gradient
+                weight += gradient
     return total, metrics, [*buffers, *weights]

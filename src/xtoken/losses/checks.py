@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xtoken.errors import LossError
 from xtoken.losses.base import Chunks
+from xtoken.losses.pooling import MASKED
 
 CHUNK_FIELDS = ("student_start_C", "student_count_C", "teacher_start_C", "teacher_count_C")
 
@@ -100,15 +101,27 @@ def check_chunks(loss: str, chunks: Chunks, student_rows: int, teacher_rows: int
             )
 
 
-def check_finite(loss: str, name: str, max_R: Tensor) -> None:
-    """Refuse rows whose largest logit is NaN or infinite: `max_R`, one value a row."""
-    bad_R = ~torch.isfinite(max_R)
-    if bool(bad_R.any()):
-        row = int(bad_R.nonzero()[0, 0])
-        value = float(max_R[row])
-        given = "all -inf" if value == -float("inf") else ("NaN" if value != value else "+inf")
-        raise LossError(
-            f"{loss}: {name} holds {int(bad_R.sum())} of {len(max_R)} rows that are no "
-            f"distribution (the first, row {row} of those read, is {given}); expected finite "
-            f"logits. Look at the model's inputs and precision."
-        )
+def check_rows(loss: str, name: str, logits_RV: Tensor, masked_X: Tensor) -> None:
+    """Make rows ready for a softmax, in place: masked ids and -inf become `MASKED`.
+
+    Refuses rows that hold NaN or +inf, or nothing finite outside the masked ids.
+    """
+    if logits_RV.shape[0] == 0:
+        return
+    logits_RV.index_fill_(1, masked_X, MASKED)
+    max_R = logits_RV.amax(-1)
+    # Reductions pass NaN on, and NaN fails every comparison. One transfer for all of it.
+    low, high, worst = torch.stack([logits_RV.amin(), max_R.amax(), max_R.amin()]).tolist()
+    if low == -float("inf"):
+        logits_RV.clamp_(min=MASKED)
+    if worst > MASKED and high < float("inf"):
+        return
+    bad_R = ~(torch.isfinite(max_R) & (max_R > MASKED))
+    row = int(bad_R.nonzero()[0, 0])
+    value = float(max_R[row])
+    given = "NaN" if value != value else ("+inf" if value > 0 else "all -inf")
+    raise LossError(
+        f"{loss}: {name} holds {int(bad_R.sum())} rows (of a block of {len(max_R)}) that are no "
+        f"distribution; row {row} of the block is {given}. Finite logits were expected: look at "
+        f"the model's inputs and precision."
+    )

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from xtoken.errors import LossError
 from xtoken.losses.base import Direction, LossResult
@@ -32,8 +31,6 @@ class Direct(Loss):
 
     kind: ClassVar[str] = "direct"
 
-    masked_X: Tensor
-
     def __init__(
         self,
         size: int,
@@ -43,23 +40,16 @@ class Direct(Loss):
         temperature: float = 1.0,
         jsd_beta: float | None = None,
     ) -> None:
+        masked = np.zeros(size, dtype=bool) if masked is None else masked
+        if masked.shape != (size,):
+            raise LossError(f"direct: masked has shape {masked.shape}; expected ({size},).")
         super().__init__(
-            size, size, temperature=temperature, direction=direction, jsd_beta=jsd_beta
+            masked, masked, temperature=temperature, direction=direction, jsd_beta=jsd_beta
         )
-        masked_V = torch.zeros(size, dtype=torch.bool)
-        if masked is not None:
-            masked_V = torch.as_tensor(masked, dtype=torch.bool)
-            if masked_V.shape != (size,):
-                raise LossError(
-                    f"direct: masked has shape {tuple(masked_V.shape)}; expected ({size},)."
-                )
-        self.register_buffer("masked_X", masked_V.nonzero().squeeze(1), persistent=False)
 
     def block(self, student: Rows, teacher: Rows, state: Any = None) -> LossResult:
         """See `Loss.block`."""
-        logp_CV = self.log_probs(student, self.masked_X, "student_logits_NV")
         with torch.no_grad():
-            teacher_CV = self.log_probs(teacher, self.masked_X, "teacher_logits_MU")
-        per_chunk_C = divergence(teacher_CV, logp_CV, self.direction, self.jsd_beta)
-        count = per_chunk_C.new_tensor(float(per_chunk_C.shape[0]))
-        return LossResult(self.scale(per_chunk_C), count)
+            teacher_CV = teacher.logp_RV
+        per_chunk_C = divergence(teacher_CV, student.logp_RV, self.direction, self.jsd_beta)
+        return self.result(per_chunk_C)

@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from xtoken.losses.base import Direction
+from xtoken.losses.columns import floor_of
 
 DIRECTIONS: tuple[Direction, ...] = ("teacher_to_student", "student_to_teacher", "jsd")
 
 
-def kl_terms(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """p * (log p - log q) elementwise, with 0 log 0 = 0."""
-    return torch.where(p > 0, p * (log_p - log_q), 0.0)
+class _Divergence(torch.autograd.Function):
+    """See `divergence`. Keeps one tensor for the way back: the gradient, scaled in place then.
+
+    With s = log S, t = log T and m = log M, the derivatives by s are
+    -T, S (s - t + 1) and (1 - beta) S (s - m).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, teacher_log: Tensor, student_log: Tensor, kind: Direction, beta: float
+    ) -> Tensor:
+        if kind == "teacher_to_student":
+            p = teacher_log.exp()
+            total = (teacher_log - student_log).mul_(p).sum(-1)
+            gradient = p.neg_()
+        elif kind == "student_to_teacher":
+            p, difference = student_log.exp(), student_log - teacher_log
+            gradient = difference.mul_(p)
+            total = gradient.sum(-1)
+            gradient += p
+        else:
+            t, s = teacher_log.exp(), student_log.exp()
+            mixture_log = torch.lerp(s, t, beta).clamp_min_(floor_of(s.dtype)).log_()
+            total = (teacher_log - mixture_log).mul_(t).sum(-1) * beta
+            gradient = torch.sub(student_log, mixture_log, out=mixture_log).mul_(s)
+            gradient *= 1 - beta
+            total += gradient.sum(-1)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return None, gradient.mul_(gradients[0].unsqueeze(-1)), None, None
 
 
 def divergence(
@@ -28,19 +60,15 @@ def divergence(
                             where beta = 0 means KL(T || S) and beta = 1 KL(S || T)
 
     Args:
-        teacher_log, student_log: logarithms of the measures, float[..., n]; the entries may sum
-            to less than one (a common set, a chain-rule merge), then "KL" can be negative.
+        teacher_log, student_log: logarithms of the measures, float[N, n], finite (a large
+            negative number stands for -inf); the entries may sum to less than one (a common
+            set, a chain-rule merge), then "KL" can be negative. No gradient to the teacher.
         direction: which of the three.
         beta: the mixture weight of `jsd`.
 
     Returns:
-        float[...], nats. Source: generalised JSD as in TRL's GOLD trainer (arXiv 2306.13649).
+        float[N], nats. Source: generalised JSD as in TRL's GOLD trainer (arXiv 2306.13649).
     """
-    if direction == "teacher_to_student" or (direction == "jsd" and beta == 0):
-        return kl_terms(teacher_log.exp(), teacher_log, student_log).sum(-1)
-    if direction == "student_to_teacher" or (direction == "jsd" and beta == 1):
-        return kl_terms(student_log.exp(), student_log, teacher_log).sum(-1)
-    mixture_log = torch.logaddexp(teacher_log + math.log(beta), student_log + math.log1p(-beta))
-    teacher_part = kl_terms(teacher_log.exp(), teacher_log, mixture_log).sum(-1)
-    student_part = kl_terms(student_log.exp(), student_log, mixture_log).sum(-1)
-    return beta * teacher_part + (1 - beta) * student_part
+    if direction == "jsd" and beta in (0.0, 1.0):
+        direction = "teacher_to_student" if beta == 0.0 else "student_to_teacher"
+    return _Divergence.apply(teacher_log, student_log, direction, beta)

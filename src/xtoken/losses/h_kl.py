@@ -11,10 +11,11 @@ from torch import Tensor
 from xtoken.errors import LossError
 from xtoken.losses.base import Direction, LossResult, Pooling
 from xtoken.losses.checks import check_top_k, check_weight
+from xtoken.losses.columns import PickColumns, places
 from xtoken.losses.divergence import divergence
-from xtoken.losses.loss import Loss, mass_metric
+from xtoken.losses.loss import Loss
 from xtoken.losses.pooling import POOLINGS, Rows, pool_log_probs
-from xtoken.losses.uld import sorted_l1
+from xtoken.losses.sorted_l1 import sorted_l1
 
 if TYPE_CHECKING:
     from xtoken.projection import Projection
@@ -27,10 +28,9 @@ class PartitionLoss(Loss):
 
     common_student_X: Tensor
     common_teacher_X: Tensor
-    student_rest_X: Tensor
-    teacher_rest_X: Tensor
-    student_masked_X: Tensor
-    teacher_masked_X: Tensor
+    rest_student_X: Tensor
+    rest_teacher_X: Tensor
+    student_place_V: Tensor
 
     def __init__(
         self,
@@ -44,8 +44,8 @@ class PartitionLoss(Loss):
         jsd_beta: float | None,
     ) -> None:
         super().__init__(
-            projection.student_size,
-            projection.teacher_size,
+            projection.student_masked,
+            projection.teacher_masked,
             temperature=temperature,
             pooling=pooling,
             direction=direction,
@@ -55,27 +55,23 @@ class PartitionLoss(Loss):
             size = max(self.student_size, self.teacher_size)
             check_top_k(self.kind, "uld_top_k", uld_top_k, size, "the larger vocabulary")
         self.uld_top_k = uld_top_k
-        common_student_X = torch.as_tensor(pairs[0]).long()
-        common_teacher_X = torch.as_tensor(pairs[1]).long()
-        if len(common_student_X) == 0:
+        if len(pairs[0]) == 0:
             raise LossError(
                 f"{self.kind}: the two tokenizers have no token in common "
                 f"({self.student_size} student ids, {self.teacher_size} teacher ids), so there "
                 f"is nothing for KL to act on; take loss kind p_kl, which needs no common set."
             )
-        for side, common_X, masked in (
-            ("student", common_student_X, projection.student_masked),
-            ("teacher", common_teacher_X, projection.teacher_masked),
+        for side, common, masked in (
+            ("student", pairs[0], projection.student_masked),
+            ("teacher", pairs[1], projection.teacher_masked),
         ):
-            masked_V = torch.as_tensor(masked, dtype=torch.bool)
-            rest_V = ~masked_V
-            rest_V[common_X] = False
-            self._keep(f"common_{side}_X", common_X)
-            self._keep(f"{side}_rest_X", rest_V.nonzero().squeeze(1))
-            self._keep(f"{side}_masked_X", masked_V.nonzero().squeeze(1))
-
-    def _keep(self, name: str, tensor: Tensor) -> None:
-        self.register_buffer(name, tensor, persistent=False)
+            in_rest = ~np.asarray(masked, dtype=bool)
+            in_rest[common] = False
+            rest = np.flatnonzero(in_rest)
+            self._keep(f"common_{side}_X", common)
+            self._keep(f"rest_{side}_X", rest)
+            if side == "student":
+                self._keep("student_place_V", places(len(masked), [np.asarray(common), rest]))
 
     def weights(self) -> tuple[float, float]:
         """Return the weights of the common part and of the rest."""
@@ -83,29 +79,25 @@ class PartitionLoss(Loss):
 
     def block(self, student: Rows, teacher: Rows, state: Any = None) -> LossResult:
         """See `Loss.block`."""
-        student_CV = self._pooled(student, self.student_masked_X, "student_logits_NV")
         with torch.no_grad():
-            teacher_CU = self._pooled(teacher, self.teacher_masked_X, "teacher_logits_MU")
+            teacher_CU = pool_log_probs(teacher.logp_RV, teacher, self.pooling)
             teacher_common = teacher_CU.index_select(1, self.common_teacher_X)
-            teacher_rest = teacher_CU.index_select(1, self.teacher_rest_X).exp()
-        student_common = student_CV.index_select(1, self.common_student_X)
-        student_rest = student_CV.index_select(1, self.student_rest_X).exp()
-        common_C = divergence(teacher_common, student_common, self.direction, self.jsd_beta)
-        rest_C = sorted_l1(student_rest, teacher_rest, self.uld_top_k)
-        lambda_kl, lambda_uld = self.weights()
-        per_chunk_C = lambda_kl * common_C + lambda_uld * rest_C
-        return LossResult(
-            self.scale(per_chunk_C),
-            per_chunk_C.new_tensor(float(per_chunk_C.shape[0])),
-            {
-                "kept_mass": mass_metric(teacher_common.exp().sum(-1)),
-                "common": mass_metric(common_C),
-                "rest": mass_metric(rest_C),
-            },
+            teacher_rest = teacher_CU.index_select(1, self.rest_teacher_X).exp()
+        student_common, student_rest = PickColumns.apply(
+            pool_log_probs(student.logp_RV, student, self.pooling),
+            self.student_place_V,
+            self.common_student_X,
+            self.rest_student_X,
         )
-
-    def _pooled(self, rows: Rows, masked_X: Tensor, name: str) -> Tensor:
-        return pool_log_probs(self.log_probs(rows, masked_X, name), rows, self.pooling)
+        common_C = divergence(teacher_common, student_common, self.direction, self.jsd_beta)
+        rest_C = sorted_l1(student_rest.exp(), teacher_rest, self.uld_top_k)
+        lambda_kl, lambda_uld = self.weights()
+        return self.result(
+            lambda_kl * common_C + lambda_uld * rest_C,
+            kept_mass=teacher_common.exp().sum(-1),
+            common=common_C,
+            rest=rest_C,
+        )
 
 
 class HKL(PartitionLoss):

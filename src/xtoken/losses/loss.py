@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from xtoken.losses.base import Chunks, Direction, LossResult, Pooling, SignalKind
-from xtoken.losses.blocks import LogitSource, run_blocks
+from xtoken.losses.blocks import run_blocks
 from xtoken.losses.checks import (
     check_beta,
     check_choice,
     check_chunks,
-    check_finite,
     check_logits,
     check_temperature,
 )
 from xtoken.losses.divergence import DIRECTIONS
 from xtoken.losses.pooling import Rows
-
-# Stands for -inf in front of a softmax: the probability is exactly 0, and differences of two
-# masked values are 0 instead of NaN.
-MASKED = -1e30
+from xtoken.losses.sources import LogitSource
 
 
 class Loss(nn.Module):
@@ -37,6 +34,7 @@ class Loss(nn.Module):
         accepts: teacher signals that it can use.
         rows: `first` if only the first logit row of each chunk is read, else `all`.
         student_size, teacher_size: V and U; logit columns beyond them are never looked at.
+        student_masked_X, teacher_masked_X: ids that take part in no distribution.
         temperature: tau; both logits are divided by it and the loss is multiplied by tau^2.
     """
 
@@ -44,10 +42,13 @@ class Loss(nn.Module):
     accepts: ClassVar[frozenset[SignalKind]] = frozenset({"dense"})
     poolings: ClassVar[tuple[Pooling, ...]] = ("first",)
 
+    student_masked_X: Tensor
+    teacher_masked_X: Tensor
+
     def __init__(
         self,
-        student_size: int,
-        teacher_size: int,
+        student_masked: np.ndarray,
+        teacher_masked: np.ndarray,
         *,
         temperature: float = 1.0,
         pooling: Pooling = "first",
@@ -61,8 +62,10 @@ class Loss(nn.Module):
         if jsd_beta is not None:
             check_beta(self.kind, jsd_beta)
             check_choice(self.kind, "direction (jsd_beta is given)", direction, ("jsd",))
-        self.student_size = int(student_size)
-        self.teacher_size = int(teacher_size)
+        self.student_size = len(student_masked)
+        self.teacher_size = len(teacher_masked)
+        self._keep("student_masked_X", np.flatnonzero(student_masked))
+        self._keep("teacher_masked_X", np.flatnonzero(teacher_masked))
         self.temperature = float(temperature)
         self.pooling: Pooling = pooling
         self.direction: Direction = direction
@@ -110,6 +113,10 @@ class Loss(nn.Module):
 
     # ------------------------------------------------------------------ for subclasses
 
+    def _keep(self, name: str, ids: np.ndarray | Tensor) -> None:
+        """Register ids as an int64 buffer that isn't saved with a model."""
+        self.register_buffer(name, torch.as_tensor(ids).long(), persistent=False)
+
     def check(
         self,
         student_shape: tuple[int, ...],
@@ -121,29 +128,8 @@ class Loss(nn.Module):
         check_logits(self.kind, "teacher_logits_MU", teacher_shape, self.teacher_size)
         check_chunks(self.kind, chunks, student_shape[0], teacher_shape[0])
 
-    def log_probs(self, rows: Rows, masked_X: Tensor, name: str) -> Tensor:
-        """Return log softmax(logits / tau) with masked ids left out: [R, vocabulary]."""
-        logits_RV = rows.logits_RV
-        if self.temperature != 1.0:
-            logits_RV = logits_RV / self.temperature
-        if masked_X.numel():
-            logits_RV = logits_RV.index_fill(1, masked_X, MASKED)
-        self.check_rows(logits_RV, name)
-        return torch.log_softmax(logits_RV, dim=-1)
-
-    def check_rows(self, logits_RV: Tensor, name: str) -> None:
-        """Refuse rows that hold NaN, +inf, or nothing finite outside the masked ids."""
-        if logits_RV.shape[0] == 0:
-            return
-        max_R = logits_RV.detach().amax(-1)
-        check_finite(self.kind, name, max_R.masked_fill(max_R <= MASKED, -torch.inf))
-
-    def scale(self, per_chunk_C: Tensor) -> Tensor:
-        """Return tau^2 times the sum over chunks."""
-        return per_chunk_C.sum() * self.temperature**2
-
-
-def mass_metric(kept_mass_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (sum, count) of the teacher's mass on the kept support, for `LossResult.metrics`."""
-    kept_mass_C = kept_mass_C.detach()
-    return kept_mass_C.sum(), kept_mass_C.new_tensor(float(kept_mass_C.shape[0]))
+    def result(self, per_chunk_C: Tensor, **figures_C: Tensor) -> LossResult:
+        """Return tau^2 times the sum over chunks, their count, and sums of detached figures."""
+        count = per_chunk_C.new_tensor(float(per_chunk_C.shape[0]))
+        metrics = {name: (figure_C.detach().sum(), count) for name, figure_C in figures_C.items()}
+        return LossResult(per_chunk_C.sum() * self.temperature**2, count, metrics)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from xtoken.losses.base import Chunks
 from xtoken.losses.checks import check_chunks, check_logits
-from xtoken.losses.loss import MASKED
+from xtoken.losses.pooling import MASKED
 from xtoken.losses.projector import Projector
 
 BLOCK_ROWS = 64

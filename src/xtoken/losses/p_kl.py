@@ -11,9 +11,11 @@ from torch import Tensor
 from xtoken.errors import LossError
 from xtoken.losses.base import Direction, LossResult, Pooling, Support
 from xtoken.losses.checks import check_choice, check_top_k
+from xtoken.losses.columns import floor_of
 from xtoken.losses.divergence import divergence
-from xtoken.losses.loss import MASKED, Loss, mass_metric
-from xtoken.losses.pooling import POOLINGS, Rows, rest_log_prob, segment_mean
+from xtoken.losses.loss import Loss
+from xtoken.losses.p_kl_fused import ProjectedKL
+from xtoken.losses.pooling import MASKED, POOLINGS, Rows, rest_log_prob, segment_mean
 from xtoken.losses.projector import Projector
 
 if TYPE_CHECKING:
@@ -78,8 +80,8 @@ class PKL(Loss):
         jsd_beta: float | None = None,
     ) -> None:
         super().__init__(
-            projection.student_size,
-            projection.teacher_size,
+            projection.student_masked,
+            projection.teacher_masked,
             temperature=temperature,
             pooling=pooling,
             direction=direction,
@@ -107,91 +109,121 @@ class PKL(Loss):
             return None
         best_U: Tensor | None = None
         for block in teacher_blocks:
-            self.check_rows(block.logits_RV, "teacher_logits_MU")
             block_U = block.logits_RV.amax(0)
             best_U = block_U if best_U is None else torch.maximum(best_U, block_U)
         if best_U is None:
             return None
         best_R = best_U[self.projector.reached_R]
-        # Stable, so that of equal logits the lower ids are kept whatever the device.
+        # Stable, so that of equal logits the same ids are kept whatever the device.
         order_R = torch.sort(best_R, descending=True, stable=True).indices
         return order_R[: self.top_k].sort().values
 
     def block(self, student: Rows, teacher: Rows, state: Any = None) -> LossResult:
         """See `Loss.block`; `state` is what `prepare` returned."""
-        q_log_CR = self._student(student, state)
-        p_log_CR, kept_CR = self._teacher(teacher, state)
+        if self._fused():
+            return self._block_fused(student, teacher)
+        with torch.no_grad():
+            teacher_parts, kept = self._teacher(teacher, state)
+        student_parts = self._student(student, state)
         if self.support == "topk_rest":
-            q_log_CR, p_log_CR, kept_CR = self._top_k_rest(q_log_CR, p_log_CR, kept_CR)
-        per_chunk_C = divergence(p_log_CR, q_log_CR, self.direction, self.jsd_beta)
-        count = per_chunk_C.new_tensor(float(per_chunk_C.shape[0]))
-        return LossResult(
-            self.scale(per_chunk_C), count, {"kept_mass": mass_metric(kept_CR.sum(-1))}
-        )
+            teacher_parts, student_parts, kept = self._top_k_rest(
+                teacher_parts[0], student_parts[0], kept
+            )
+        per_chunk_C: Tensor = torch.zeros_like(kept)
+        for p_log_CX, q_log_CX in zip(teacher_parts, student_parts, strict=True):
+            per_chunk_C = per_chunk_C + divergence(
+                p_log_CX, q_log_CX, self.direction, self.jsd_beta
+            )
+        return self.result(per_chunk_C, kept_mass=kept)
 
-    def project(self, p_CV: Tensor) -> Tensor:
-        """Return W^T p on the reached ids; learned W puts its own weights here."""
-        return self.projector.project(p_CV)
+    def _fused(self) -> bool:
+        forward = self.direction == "teacher_to_student"
+        plain = self.support == "full" and self.pooling == "first" and forward
+        return plain and self.weights() is None
 
-    def _student(self, rows: Rows, columns: Tensor | None) -> Tensor:
-        """Return log q of each chunk on the support's columns: [C, R]."""
-        projector = self.projector
-        logp_RV = self.log_probs(rows, projector.student_masked_X, "student_logits_NV")
+    def _block_fused(self, student: Rows, teacher: Rows) -> LossResult:
+        """Return what `block` does, for the settings that most runs have, in less time."""
+        teacher_CU, share_C = self._foldable(teacher.logits_RV)
+        per_chunk_C, kept_C = ProjectedKL.apply(student.logits_RV, teacher_CU, self.projector)
+        return self.result(per_chunk_C, kept_mass=kept_C * share_C)
+
+    def weights(self) -> Tensor | None:
+        """Return the weights of the mixed entries; None takes the projection's own."""
+        return None
+
+    # Measures are lists of parts whose divergences add up: [plain, mixed] columns where nothing
+    # has to look across them, else one part with all columns.
+
+    def _student(self, rows: Rows, columns: Tensor | None) -> list[Tensor]:
+        """Return log q of each chunk."""
+        logp_RV = rows.logp_RV
         if self.pooling == "mean":
             # The projection is linear: the mean first, then one projection a chunk.
-            p_CV = segment_mean(logp_RV.exp(), rows)
+            mean_CV = segment_mean(logp_RV.exp(), rows)
+            logp_CV = mean_CV.clamp_min(floor_of(mean_CV.dtype)).log()
         else:
-            p_CV = rows.first(logp_RV).exp()
-        q_CR = self.project(p_CV)
+            logp_CV = rows.first(logp_RV)
+        parts = list(self.projector.log_project(logp_CV, self.weights()))
+        if self.support == "full" and self.pooling == "first":
+            return parts
+        q_log_CR = torch.cat(parts, dim=1)
         if columns is not None:
-            q_CR = q_CR.index_select(1, columns)
+            q_log_CR = q_log_CR.index_select(1, columns)
         if self.pooling == "mean":
-            return (q_CR / (q_CR.sum(-1, keepdim=True) + MEAN_EPSILON) + MEAN_EPSILON).log()
+            q_CR = q_log_CR.exp()
+            return [(q_CR / (q_CR.sum(-1, keepdim=True) + MEAN_EPSILON) + MEAN_EPSILON).log()]
         if self.support in ("reached", "topk_batch"):
-            q_CR = q_CR / q_CR.sum(-1, keepdim=True)
-        q_log_CR = q_CR.clamp_min(torch.finfo(q_CR.dtype).tiny).log()
+            q_log_CR = q_log_CR.log_softmax(-1)
         if self.pooling == "chain_rule":
             q_log_CR = q_log_CR + rest_log_prob(logp_RV, rows).unsqueeze(1)
-        return q_log_CR
+        return [q_log_CR]
 
-    @torch.no_grad()
-    def _teacher(self, rows: Rows, columns: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return log p of each chunk on the columns, and p there before folding: [C, R] both."""
-        projector = self.projector
-        logp_RU = self.log_probs(rows, projector.teacher_masked_X, "teacher_logits_MU")
-        if self.pooling == "first":
-            logp_RU = rows.first(logp_RU)
-        support_RR, kept_RR = self._on_support(logp_RU, columns)
-        kept_CR = rows.first(kept_RR).exp()
-        if self.pooling == "mean":
-            return segment_mean(support_RR, rows), kept_CR
-        p_log_CR = rows.first(support_RR)
-        if self.pooling == "chain_rule":
-            p_log_CR = p_log_CR + rest_log_prob(logp_RU, rows).unsqueeze(1)
-        return p_log_CR, kept_CR
+    def _teacher(self, rows: Rows, columns: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """Return log p of each chunk, and the mass on its columns before folding: [C].
 
-    def _on_support(self, logp_RU: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return log p on the columns, summing to one a row, and log p there before folding."""
-        reached_R = self.projector.reached_R
-        if columns is not None:
-            reached_R = reached_R[columns]
-        kept_RR = logp_RU.index_select(1, reached_R)
+        Under `topk_rest` the mass is left a column each, [C, R], until the k are chosen.
+        """
+        logp_RU = rows.logp_RV
+        read_RU = rows.first(logp_RU) if self.pooling != "mean" else logp_RU
         if self.support in ("reached", "topk_batch"):
-            return kept_RR - kept_RR.logsumexp(-1, keepdim=True), kept_RR
-        folded_RR = self.projector.fold(logp_RU.exp())
-        total_R = folded_RR.sum(-1, keepdim=True)
-        log_RR = (folded_RR / total_R).log().clamp_min(MASKED)
-        return log_RR, kept_RR
+            reached = self.projector.reached_R
+            kept = read_RU.index_select(1, reached if columns is None else reached[columns])
+            parts = [kept.log_softmax(-1)]
+            kept = kept.exp().sum(-1)
+        else:
+            foldable_RU, share_R = self._foldable(read_RU)
+            if self.projector.unfolded_X.numel():
+                foldable_RU = foldable_RU.log_softmax(-1)
+            *parts, folded_R = self.projector.log_fold(foldable_RU)
+            kept = (1.0 - folded_R) * share_R
+            if self.support == "topk_rest":
+                kept = read_RU.index_select(1, self.projector.reached_R).exp()
+            if self.support == "topk_rest" or self.pooling != "first":
+                parts = [torch.cat(parts, dim=1)]
+        if self.pooling == "mean":
+            return [segment_mean(parts[0], rows)], rows.first(kept)
+        if self.pooling == "chain_rule":
+            parts = [parts[0] + rest_log_prob(logp_RU, rows).unsqueeze(1)]
+        return parts, kept
+
+    def _foldable(self, logits_RU: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Return logits with ids that fold nowhere masked, and the mass of all the others."""
+        unfolded_X = self.projector.unfolded_X
+        if unfolded_X.numel() == 0:
+            return logits_RU, 1.0
+        masked_RU = logits_RU.index_fill(1, unfolded_X, MASKED)
+        unfolded_R = logits_RU.index_select(1, unfolded_X).logsumexp(-1)
+        return masked_RU, torch.sigmoid(masked_RU.logsumexp(-1) - unfolded_R)
 
     def _top_k_rest(
-        self, q_log_CR: Tensor, p_log_CR: Tensor, kept_CR: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, p_log_CR: Tensor, q_log_CR: Tensor, kept_CR: Tensor
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Keep the k heaviest ids of each chunk's p and add one bucket with the rest."""
-        tiny = torch.finfo(q_log_CR.dtype).tiny
+        floor = floor_of(q_log_CR.dtype)
         top_log_CK, top_CK = p_log_CR.topk(self.top_k, dim=-1)
         # The rest is summed, not one minus the top: it has to be exactly 0 when k is all.
-        p_rest_C = p_log_CR.exp().scatter(1, top_CK, 0.0).sum(-1, keepdim=True)
-        q_rest_C = q_log_CR.exp().scatter(1, top_CK, 0.0).sum(-1, keepdim=True)
-        p_log = torch.cat([top_log_CK, p_rest_C.log().clamp_min(MASKED)], dim=-1)
-        q_log = torch.cat([q_log_CR.gather(1, top_CK), q_rest_C.clamp_min(tiny).log()], dim=-1)
-        return q_log, p_log, kept_CR.gather(1, top_CK)
+        p_rest_C1 = p_log_CR.exp().scatter_(1, top_CK, 0.0).sum(-1, keepdim=True)
+        q_rest_C1 = q_log_CR.exp().scatter(1, top_CK, 0.0).sum(-1, keepdim=True)
+        p_log = torch.cat([top_log_CK, p_rest_C1.log().clamp_min(MASKED)], dim=-1)
+        q_log = torch.cat([q_log_CR.gather(1, top_CK), q_rest_C1.clamp_min(floor).log()], dim=-1)
+        return [p_log], [q_log], kept_CR.gather(1, top_CK).sum(-1)

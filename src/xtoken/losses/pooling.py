@@ -18,16 +18,21 @@ from torch import Tensor
 
 from xtoken.losses.base import Pooling
 
+# Stands for -inf in front of a softmax: the probability is exactly 0, and differences of two
+# masked values are 0 instead of NaN.
+MASKED = -1e30
+
 POOLINGS: tuple[Pooling, ...] = ("first", "chain_rule", "mean")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One side's logit rows of a block of chunks, cut to the vocabulary's real size.
+    """One side's logit rows of a block of chunks, made ready for a softmax.
 
     Attributes:
-        logits_RV: float32 or float64; all rows of the chunks in order, or the first row of each
-            alone when the loss reads no more.
+        logits_RV: float32 or float64, cut to the vocabulary's real size and divided by the
+            temperature; masked ids hold `MASKED`. All rows of the chunks in order, or the first
+            row of each alone when the loss reads no more.
         start_C: int64, the chunk's first row among these.
         count_C: int64, tokens of the chunk (also where only its first row is here).
         target_R: int64, the id that each row predicts.
@@ -37,6 +42,11 @@ class Rows:
     start_C: Tensor
     count_C: Tensor
     target_R: Tensor
+
+    @property
+    def logp_RV(self) -> Tensor:
+        """Log-probabilities of the rows, masked ids left out."""
+        return torch.log_softmax(self.logits_RV, dim=-1)
 
     @property
     def chunk_R(self) -> Tensor:

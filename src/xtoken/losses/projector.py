@@ -8,66 +8,118 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xtoken.losses.columns import LogBagSum, PickColumns, bag_sum, floor_of, places
+
 if TYPE_CHECKING:
     from xtoken.projection import Projection
 
 
 class Projector(nn.Module):
-    """q = W^T p without a dense V x U: entries of W in the order of the teacher ids they reach.
+    """q = W^T p without a dense V x U, on the R teacher ids ("columns") that W reaches.
 
-        q[r] = sum over entries e with entry_column[e] = r of entry_weight[e] * p[entry_student[e]]
+    Most of W is a one-to-one match. A *plain* column is reached by one student id of weight 1
+    alone, and no other teacher id folds into it: there log q[u] = log p[v], one gather. The
+    other columns are *mixed*: sums over a few entries. Plain columns come first, each kind in
+    ascending order. Entries of masked ids are left out and the rows that lost some are divided
+    by what is left.
 
-    Only the R teacher ids that W reaches ("columns") are formed, in ascending order. Entries of
-    masked ids are left out and the rows that lost some are divided by what is left.
-
-    Buffers (not saved with a model):
-        reached_R: int64, the teacher id of each column.
-        column_U: int64, the column of a reached teacher id, -1 elsewhere.
-        fold_U: int64, the column that a teacher id's mass goes to under support `full`, -1 if
-            it has none.
-        entry_student_E, entry_column_E: int64; entry_weight_E: float32. E entries.
-        student_masked_X, teacher_masked_X: int64, ids that are in no distribution.
+    Buffers (not saved with a model), all int64 unless said otherwise:
+        reached_R: the teacher id of each column.
+        plain_student_P, plain_teacher_P: the pairs of the plain columns.
+        mixed_teacher_Y: teacher ids of the mixed columns.
+        mixed_student_X: student ids with entries in mixed columns; none is in a plain one.
+        entry_student_E (int32, a place in mixed_student_X), entry_weight_E (float32),
+            entry_slot_E: W's entries in mixed columns, column by column from
+            entry_offset_Y (int32).
+        fold_source_Z: the teacher ids whose mass support `full` adds up in each mixed column,
+            column by column from fold_offset_Y (int32).
+        unfolded_X: teacher ids that are not masked and fold nowhere.
     """
 
     reached_R: Tensor
-    column_U: Tensor
-    fold_U: Tensor
+    plain_student_P: Tensor
+    plain_teacher_P: Tensor
+    mixed_teacher_Y: Tensor
+    mixed_student_X: Tensor
+    student_place_V: Tensor
     entry_student_E: Tensor
     entry_column_E: Tensor
+    entry_slot_E: Tensor
+    entry_offset_Y: Tensor
     entry_weight_E: Tensor
+    back_column_E: Tensor
+    back_offset_X: Tensor
+    back_order_E: Tensor
+    back_weight_E: Tensor
+    fold_source_Z: Tensor
+    fold_entry_Z: Tensor
+    fold_offset_Y: Tensor
+    unfolded_X: Tensor
     student_masked_X: Tensor
     teacher_masked_X: Tensor
 
     def __init__(self, projection: Projection) -> None:
         super().__init__()
-        self.student_size = int(projection.student_size)
-        self.teacher_size = int(projection.teacher_size)
+        self.student_size = V = int(projection.student_size)
+        self.teacher_size = U = int(projection.teacher_size)
         student_masked = np.asarray(projection.student_masked, dtype=bool)
         teacher_masked = np.asarray(projection.teacher_masked, dtype=bool)
-        row_E, slot_E, column_id_E, weight_E = _entries(projection, student_masked, teacher_masked)
-        order = np.lexsort((row_E, column_id_E))
-        row_E, slot_E, column_id_E, weight_E = (
-            array[order] for array in (row_E, slot_E, column_id_E, weight_E)
-        )
-        reached, column_E = np.unique(column_id_E, return_inverse=True)
-        column = np.full(self.teacher_size, -1, dtype=np.int64)
-        column[reached] = np.arange(len(reached))
-        fold = np.asarray(projection.teacher_fold, dtype=np.int64)
-        fold = np.where((fold >= 0) & ~teacher_masked, column[np.maximum(fold, 0)], -1)
-        self._keep("reached_R", reached)
-        self._keep("column_U", column)
-        self._keep("fold_U", fold)
-        self._keep("entry_student_E", row_E)
-        self._keep("entry_slot_E", slot_E)
-        self._keep("entry_column_E", column_E)
-        self.register_buffer(
-            "entry_weight_E", torch.from_numpy(weight_E.astype(np.float32)), persistent=False
-        )
+        row, slot, column, weight = _entries(projection, student_masked, teacher_masked)
+        reached = np.bincount(column, minlength=U) > 0
+
+        fold = np.asarray(projection.teacher_fold, dtype=np.int64).copy()
+        fold[(fold >= 0) & ~reached[np.maximum(fold, 0)]] = -1
+        fold[reached] = np.flatnonzero(reached)
+        fold[teacher_masked] = -1
+        folded_into = np.bincount(fold[fold >= 0], minlength=U) > 1
+
+        single = (np.bincount(column, minlength=U) == 1) & ~folded_into
+        is_plain = single[column] & (weight == 1.0)
+        order = np.argsort(column[is_plain], kind="stable")
+        plain_student, plain_teacher = row[is_plain][order], column[is_plain][order]
+        mixed = reached.copy()
+        mixed[plain_teacher] = False
+        mixed_teacher = np.flatnonzero(mixed)
+        place_of_column = np.full(U, -1, dtype=np.int64)
+        place_of_column[mixed_teacher] = np.arange(len(mixed_teacher))
+
+        row, slot, weight = row[~is_plain], slot[~is_plain], weight[~is_plain]
+        bag = place_of_column[column[~is_plain]]
+        order = np.lexsort((row, bag))
+        row, slot, weight, bag = row[order], slot[order], weight[order], bag[order]
+        mixed_student, source = np.unique(row, return_inverse=True)
+        back = np.lexsort((bag, source))
+
+        fold_source = np.flatnonzero(fold >= 0)
+        fold_bag = place_of_column[fold[fold_source]]
+        fold_source, fold_bag = fold_source[fold_bag >= 0], fold_bag[fold_bag >= 0]
+        order = np.argsort(fold_bag, kind="stable")
+
+        Y, X = len(mixed_teacher), len(mixed_student)
+        self._keep("reached_R", np.concatenate([plain_teacher, mixed_teacher]))
+        self._keep("plain_student_P", plain_student)
+        self._keep("plain_teacher_P", plain_teacher)
+        self._keep("mixed_teacher_Y", mixed_teacher)
+        self._keep("mixed_student_X", mixed_student)
+        self._keep("student_place_V", places(V, [plain_student, mixed_student]))
+        self._keep("entry_student_E", source, np.int32)
+        self._keep("entry_column_E", bag, np.int32)
+        self._keep("entry_slot_E", slot)
+        self._keep("entry_offset_Y", _offsets(bag, Y), np.int32)
+        self._keep("entry_weight_E", weight, np.float32)
+        self._keep("back_column_E", bag[back], np.int32)
+        self._keep("back_offset_X", _offsets(source[back], X), np.int32)
+        self._keep("back_order_E", back)
+        self._keep("back_weight_E", weight[back], np.float32)
+        self._keep("fold_source_Z", fold_source[order])
+        self._keep("fold_entry_Z", np.arange(len(fold_source)), np.int32)
+        self._keep("fold_offset_Y", _offsets(fold_bag[order], Y), np.int32)
+        self._keep("unfolded_X", np.flatnonzero((fold < 0) & ~teacher_masked))
         self._keep("student_masked_X", np.flatnonzero(student_masked))
         self._keep("teacher_masked_X", np.flatnonzero(teacher_masked))
 
-    def _keep(self, name: str, array: np.ndarray) -> None:
-        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+    def _keep(self, name: str, array: np.ndarray, dtype: type = np.int64) -> None:
+        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
         self.register_buffer(name, tensor, persistent=False)
 
     @property
@@ -75,21 +127,50 @@ class Projector(nn.Module):
         """R, the number of teacher ids that W reaches."""
         return int(self.reached_R.shape[0])
 
-    def project(self, p_NV: Tensor, weight_E: Tensor | None = None) -> Tensor:
-        """Return q = W^T p on the reached ids: [N, R], differentiable in p and the weights.
+    def log_project(self, logp_NV: Tensor, weight_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return log q on the plain columns [N, P] and on the mixed ones [N, Y].
 
-        `weight_E` stands in for the fixed weights (learned W), in the order of the entries.
+        Differentiable in `logp_NV` and in `weight_E`, which stands in for the fixed weights of
+        the mixed entries (learned W). A q of 0 counts as a tiny number.
         """
-        weight_E = self.entry_weight_E if weight_E is None else weight_E
-        gathered_NE = p_NV.index_select(1, self.entry_student_E) * weight_E.to(p_NV.dtype)
-        q_NR = p_NV.new_zeros(p_NV.shape[0], self.columns)
-        return q_NR.index_add(1, self.entry_column_E, gathered_NE)
+        plain_NP, mixed_NX = PickColumns.apply(
+            logp_NV, self.student_place_V, self.plain_student_P, self.mixed_student_X
+        )
+        mixed_NY = LogBagSum.apply(
+            mixed_NX,
+            self.entry_weight_E if weight_E is None else weight_E,
+            self.entry_student_E,
+            self.entry_offset_Y,
+            self.entry_column_E,
+            self.back_column_E,
+            self.back_offset_X,
+            self.back_order_E,
+        )
+        return plain_NP, mixed_NY
 
-    def fold(self, p_NU: Tensor) -> Tensor:
-        """Return the teacher's mass on the reached ids, unreached ids added where they fold."""
-        folded = p_NU.new_zeros(p_NU.shape[0], self.columns)
-        kept = (self.fold_U >= 0).nonzero().squeeze(1)
-        return folded.index_add(1, self.fold_U[kept], p_NU.index_select(1, kept))
+    def log_fold(self, logp_NU: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the teacher's log-mass on the columns, unreached ids added where they fold.
+
+        [N, P] and [N, Y], and the mass that was folded: [N]; no gradient. Ids that fold nowhere
+        are left out, nothing is divided.
+        """
+        table_ZN = logp_NU.index_select(1, self.fold_source_Z).t().exp().contiguous()
+        sum_YN = bag_sum(table_ZN, self.fold_entry_Z, self.fold_offset_Y)
+        own_NY = logp_NU.index_select(1, self.mixed_teacher_Y).exp()
+        folded_N = (sum_YN.sum(0) - own_NY.sum(1)).clamp_min(0.0)
+        mixed_NY = sum_YN.clamp_min_(floor_of(logp_NU.dtype)).log().t().contiguous()
+        return logp_NU.index_select(1, self.plain_teacher_P), mixed_NY, folded_N
+
+    def project(self, p_NV: Tensor) -> Tensor:
+        """Return q = W^T p on the columns, no gradient: [N, R]."""
+        table_XN = p_NV.index_select(1, self.mixed_student_X).t().contiguous()
+        mixed_YN = bag_sum(table_XN, self.entry_student_E, self.entry_offset_Y, self.entry_weight_E)
+        return torch.cat([p_NV.index_select(1, self.plain_student_P), mixed_YN.t()], dim=1)
+
+
+def _offsets(sorted_bag: np.ndarray, bags: int) -> np.ndarray:
+    """Return where each bag begins in a sorted list of bag numbers."""
+    return np.searchsorted(sorted_bag, np.arange(bags))
 
 
 def _entries(

@@ -5,33 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
 
 from xtoken.losses.base import LossResult, Pooling
 from xtoken.losses.checks import check_top_k
 from xtoken.losses.loss import Loss
 from xtoken.losses.pooling import Rows, pool_log_probs
+from xtoken.losses.sorted_l1 import sorted_l1
 
 if TYPE_CHECKING:
     from xtoken.projection import Projection
-
-
-def sorted_l1(student_CX: Tensor, teacher_CY: Tensor, top_k: int | None = None) -> Tensor:
-    """Return sum_i |s_(i) - t_(i)| over descending order, the shorter padded with zeros: [C].
-
-    `top_k` keeps the k largest of each side; None keeps all.
-    """
-    student_CX, teacher_CY = (_descending(x, top_k) for x in (student_CX, teacher_CY))
-    width = max(student_CX.shape[1], teacher_CY.shape[1])
-    student_CX, teacher_CY = (pad(x, (0, width - x.shape[1])) for x in (student_CX, teacher_CY))
-    return (student_CX - teacher_CY).abs().sum(-1)
-
-
-def _descending(x_CX: Tensor, top_k: int | None) -> Tensor:
-    if top_k is not None and top_k < x_CX.shape[1]:
-        return x_CX.topk(top_k, dim=-1).values
-    return x_CX.sort(dim=-1, descending=True).values
 
 
 class ULD(Loss):
@@ -58,9 +40,6 @@ class ULD(Loss):
     kind: ClassVar[str] = "uld"
     poolings: ClassVar[tuple[Pooling, ...]] = ("first", "chain_rule")
 
-    student_masked_X: Tensor
-    teacher_masked_X: Tensor
-
     def __init__(
         self,
         projection: Projection,
@@ -70,8 +49,8 @@ class ULD(Loss):
         top_k: int | None = None,
     ) -> None:
         super().__init__(
-            projection.student_size,
-            projection.teacher_size,
+            projection.student_masked,
+            projection.teacher_masked,
             temperature=temperature,
             pooling=pooling,
         )
@@ -79,23 +58,10 @@ class ULD(Loss):
             size = max(self.student_size, self.teacher_size)
             check_top_k(self.kind, "top_k", top_k, size, "the larger vocabulary")
         self.top_k = top_k
-        for side in ("student", "teacher"):
-            masked = torch.as_tensor(getattr(projection, f"{side}_masked"), dtype=torch.bool)
-            self.register_buffer(f"{side}_masked_X", masked.nonzero().squeeze(1), persistent=False)
 
     def block(self, student: Rows, teacher: Rows, state: Any = None) -> LossResult:
         """See `Loss.block`."""
-        logp_CV = pool_log_probs(
-            self.log_probs(student, self.student_masked_X, "student_logits_NV"),
-            student,
-            self.pooling,
-        )
         with torch.no_grad():
-            logp_CU = pool_log_probs(
-                self.log_probs(teacher, self.teacher_masked_X, "teacher_logits_MU"),
-                teacher,
-                self.pooling,
-            )
-        per_chunk_C = sorted_l1(logp_CV.exp(), logp_CU.exp(), self.top_k)
-        count = per_chunk_C.new_tensor(float(per_chunk_C.shape[0]))
-        return LossResult(self.scale(per_chunk_C), count)
+            teacher_CU = pool_log_probs(teacher.logp_RV, teacher, self.pooling).exp()
+        student_CV = pool_log_probs(student.logp_RV, student, self.pooling).exp()
+        return self.result(sorted_l1(student_CV, teacher_CU, self.top_k))
