@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from xtoken.config import RunConfig, load_run
@@ -123,6 +125,11 @@ def test_resuming_a_run_gives_the_same_student(make_config: Make) -> None:
     assert (folder / "model.safetensors").read_bytes() == (
         Path(whole.output_dir) / "model.safetensors"
     ).read_bytes()
+    weights = folder / "checkpoint-6" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    said: list[str] = []
+    assert quiet(cut, resume=True, say=said.append).resumed_from == folder / "checkpoint-4"
+    assert any("checkpoint-6: model.safetensors has" in line for line in said)
     assert quiet(make_config("fresh", training={"max_steps": 1}), resume="auto").steps == 1
     with pytest.raises(TrainingError, match="no complete checkpoint"):
         quiet(make_config("nowhere"), resume=True)
@@ -180,7 +187,6 @@ def test_resuming_adapters_is_exact(make_config: Make) -> None:
         {"training": {"gradient_accumulation_steps": 2}, "combine": {"scaling": "dynamic_lagged"}},
         {"training": {"bf16": True, "activation_checkpointing": True}},
         {"data": {"packing": True, "max_length": 128}},
-        {"combine": {"kd": 0.0}},
         {"student": {"dtype": "bfloat16"}},
     ],
 )
@@ -190,6 +196,24 @@ def test_settings_that_must_run(make_config: Make, changes: dict[str, Any]) -> N
     result = quiet(make_config(**changes))
     assert result.last["loss"] > 0
     assert "kd/teacher" in result.last
+
+
+def test_without_distillation_no_teacher_is_loaded(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xtoken.training import assembly
+
+    def load(*args: Any) -> None:
+        raise AssertionError("a teacher was loaded")
+
+    monkeypatch.setattr(assembly, "load_teacher", load)
+    config = make_config(combine={"kd": 0.0}, data={"eval_split": 0.2})
+    result = quiet(config)
+    assert result.last["loss"] == pytest.approx(result.last["ce"])
+    assert "eval_bpb" in result.after
+    card = (Path(config.output_dir) / "README.md").read_text()
+    assert "without a teacher" in card
+    assert "P-KL" not in card
 
 
 def test_two_teachers_one_of_the_students_own_kind(make_config: Make, tiny_pair: Any) -> None:
@@ -266,3 +290,89 @@ def test_output_dir_must_not_be_a_file(make_config: Make, tmp_path: Path) -> Non
     (tmp_path / "out").write_text("")
     with pytest.raises(ConfigError, match="is a file"):
         quiet(make_config())
+
+
+class FakeHub:
+    """Takes what would be uploaded, and what the folder held then."""
+
+    def __init__(self) -> None:
+        self.uploads: list[dict[str, Any]] = []
+
+    def upload_folder(self, **settings: Any) -> None:
+        folder = Path(settings["folder_path"])
+        names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        self.uploads.append({**settings, "files": names})
+
+
+@pytest.mark.parametrize("student", [{}, {"lora": {"r": 2}}])
+def test_pushing_to_the_hub_sends_the_finished_folder(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, student: dict[str, Any]
+) -> None:
+    import transformers.trainer as upstream
+
+    hub = FakeHub()
+    monkeypatch.setattr(upstream, "hf_api", lambda: hub)
+    monkeypatch.setattr(
+        upstream.Trainer,
+        "init_hf_repo",
+        lambda self, *args, **kwargs: setattr(self, "hub_model_id", "someone/student"),
+    )
+    config = make_config(student=student, training={"push_to_hub": True, "hub_strategy": "end"})
+    quiet(config)
+    last = hub.uploads[-1]
+    assert last["repo_id"] == "someone/student"
+    assert {"README.md", "model.safetensors", "config.json", "tokenizer.json"} <= last["files"]
+    assert "adapter_config.json" not in last["files"]
+    assert ("adapter/adapter_config.json" in last["files"]) == bool(student)
+    assert "P-KL" in (Path(config.output_dir) / "README.md").read_text()
+
+
+def test_a_hub_out_of_reach_is_told(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers.trainer as upstream
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise OSError("Offline mode is enabled.")
+
+    monkeypatch.setattr(upstream.Trainer, "init_hf_repo", refuse)
+    with pytest.raises(TrainingError, match=r"training\.push_to_hub.*Offline mode"):
+        quiet(make_config(training={"push_to_hub": True}))
+
+
+def test_orders_that_can_not_be_resumed_are_refused(make_config: Make) -> None:
+    config = make_config(training={"train_sampling_strategy": "group_by_length"})
+    with pytest.raises(ConfigError, match="expected random or sequential"):
+        quiet(config)
+
+
+def _rank(rank: int, port: int, plain: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    train(RunConfig.parse(plain), progress="none")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", [{}, {"lora": {"r": 4}}])
+def test_two_ranks_make_the_student_of_one(make_config: Make, student: dict[str, Any]) -> None:
+    settings = {"max_steps": 3, "learning_rate": 0.01, "optim": "sgd"}
+    sections = {"student": student, "data": {"eval_split": 0.2}}
+    one = make_config("one", **sections, training=settings)
+    quiet(one)
+    two = make_config("two", **sections, training={**settings, "per_device_train_batch_size": 2})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_rank, args=(port, two.to_dict()), nprocs=2)
+    folders = [Path(config.output_dir) for config in (one, two)]
+    expected, found = (load_file(folder / "model.safetensors") for folder in folders)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
+    names = [{path.name for path in folder.iterdir()} for folder in folders]
+    assert names[0] == names[1]
+    assert len(read_metrics(folders[0])) == len(read_metrics(folders[1]))

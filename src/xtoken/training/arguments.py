@@ -13,6 +13,7 @@ from xtoken.errors import ConfigError, UsageError
 from xtoken.training.checkpoints import find_checkpoint, resolve_checkpoint
 
 Resume = bool | str | Path | Literal["auto"]
+SAMPLING = ("random", "sequential")
 # Metrics of which more is better; of all others less is.
 MORE_IS_BETTER = ("agreement", "kept_mass")
 
@@ -24,6 +25,12 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         ConfigError: transformers refuses them.
     """
     given = config.training_arguments()
+    strategy = given.get("train_sampling_strategy", "random")
+    if strategy not in SAMPLING:
+        raise ConfigError(
+            f"training.train_sampling_strategy is {strategy}, whose order can't be resumed "
+            "exactly; expected random or sequential. data.packing: true fills sequences up instead"
+        )
     given.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if given.get("eval_strategy", "no") != "no":
         given.setdefault("eval_on_start", True)

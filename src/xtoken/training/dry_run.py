@@ -11,6 +11,7 @@ from xtoken.config import RunConfig
 from xtoken.data import PairedDataset, PairedExample, TeacherSide
 from xtoken.encode import Encoding
 from xtoken.training.arguments import describe_arguments, training_arguments
+from xtoken.training.assembly import taught_by
 from xtoken.training.datasets import RunData, read_data
 from xtoken.training.memory import GIB, MemoryEstimate, estimate, model_size
 from xtoken.training.pairs import Pair, Pairs, make_pairs
@@ -124,14 +125,14 @@ def dry_run(config: RunConfig) -> DryRun:
     args = training_arguments(config)
     pairs = make_pairs(config, Path(config.output_dir), write=False, say=notes.append)
     data = read_data(_short(config), pairs, progress="none", say=notes.append)
-    sizes = [model_size(teacher) for teacher in config.teachers]
+    sizes = [model_size(teacher) for teacher in taught_by(config)]
     memory = estimate(
         config,
         args,
         model_size(config.student),
         sizes,
         student_dtype=student_dtype(config.student),
-        teacher_lengths=_teacher_lengths(config, data),
+        teacher_lengths=_teacher_lengths(config, data)[: len(sizes)],
     )
     example = data.train.preview
     assert example is not None  # data without a target is refused

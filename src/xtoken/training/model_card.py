@@ -51,28 +51,30 @@ def model_card(
     names = config.teacher_names()
     title = Path(config.output_dir).resolve().name
     lines = [*_header(config), f"# {title}", ""]
-    taught = " and ".join(_code(teacher.model) for teacher in config.teachers)
+    combine = config.combine
+    teachers = list(zip(names, config.teachers, losses, strict=True)) if combine.kd else []
+    taught = " and ".join(_code(teacher.model) for _, teacher, _ in teachers)
+    how = f"distilled from {taught}" if teachers else "trained further, without a teacher,"
     lines += [
-        f"{_code(config.student.model)} distilled from {taught} with xtoken {__version__}.",
+        f"{_code(config.student.model)} {how} with xtoken {__version__}.",
         "",
         "| | |",
         "|---|---|",
         f"| student | {_code(config.student.model)}{_lora(config)} |",
     ]
-    for name, teacher, loss in zip(names, config.teachers, losses, strict=True):
-        weight = f", weight {teacher.weight:g}" if len(names) > 1 else ""
+    for name, teacher, loss in teachers:
+        weight = f", weight {teacher.weight:g}" if len(teachers) > 1 else ""
         lines.append(
             f"| teacher {name} | {_code(teacher.model)}, {LOSS_NAMES.get(loss, loss)}{weight} |"
         )
     data = ", ".join(_code(source.path) for source in config.data.train)
-    combine = config.combine
+    kd = f"{combine.kd:g} x distillation ({combine.scaling} scaling) + " if combine.kd else ""
     lines += [
         f"| data | {data}, sequences of up to {config.data.max_length} tokens |",
-        f"| loss | {combine.kd:g} x distillation ({combine.scaling} scaling) + {combine.ce:g} x "
-        "cross-entropy |",
+        f"| loss | {kd}{combine.ce:g} x cross-entropy |",
     ]
     for key, label in (("steps", "steps"), ("chunks_seen", "supervised chunks seen")):
-        if key in summary:
+        if summary.get(key):
             lines.append(f"| {label} | {summary[key]:,.0f} |")
     lines += ["", *_figures(before, after), *_usage(title)]
     return "\n".join(lines) + "\n"

@@ -205,7 +205,7 @@ class Objective:
         if self.byte_lengths is None:
             return
         self.byte_lengths = self.byte_lengths.to(targets_N.device)
-        size = self.byte_lengths[targets_N[targets_N != IGNORED]].sum()
+        size = (self.byte_lengths[targets_N.clamp_min(0)] * (targets_N != IGNORED)).sum()
         parts.sums.add("bpb", parts.ce.total, size * LN2)
 
 

@@ -10,23 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainerCallback, set_seed
 
 from xtoken.config import RunConfig
-from xtoken.errors import ConfigError, TrainingError
-from xtoken.losses import Projector, agreement
-from xtoken.models import context_length
+from xtoken.errors import TrainingError
 from xtoken.training.arguments import Resume, starting_point, training_arguments
+from xtoken.training.assembly import make_trainer, taught_by
 from xtoken.training.callbacks import read_metrics
-from xtoken.training.combine import Combine
+from xtoken.training.checkpoints import find_checkpoint
 from xtoken.training.datasets import RunData, read_data
 from xtoken.training.export import export_student
 from xtoken.training.model_card import model_card
-from xtoken.training.objective import Agreement, Objective, TeacherTerm
 from xtoken.training.pairs import Pair, Pairs, Say, make_pairs
 from xtoken.training.records import environment, evaluation_table, write_json
-from xtoken.training.saving import no_bars
-from xtoken.training.student import load_student, load_teacher, require_peft, student_dtype
+from xtoken.training.saving import full_disk_is_an_error
+from xtoken.training.student import require_peft, student_dtype
 from xtoken.training.trainer import XTokenTrainer
 
 
@@ -79,77 +77,42 @@ def train(
         TrainingError: no supervised chunk, a loss that isn't finite, a full disk, no memory.
         TrainingInterrupted: Ctrl-C; a checkpoint was saved.
     """
+    folder = Path(config.output_dir)
+    with full_disk_is_an_error(str(folder)):
+        return _train(config, folder, resume, progress, say, callbacks)
+
+
+def _train(
+    config: RunConfig,
+    folder: Path,
+    resume: Resume,
+    progress: str,
+    say: Say | None,
+    callbacks: Sequence[TrainerCallback],
+) -> TrainResult:
     checkpoint = starting_point(config, resume)
     if config.student.lora is not None:
         require_peft()
     args = training_arguments(config)
     main = args.process_index == 0
     say = _silent if not main else say or (_silent if progress == "none" else _to_stderr)
-    folder = Path(config.output_dir)
     pairs = make_pairs(config, folder, write=main, say=say)
     data = read_data(config, pairs, progress=progress if main else "none", say=say)
     # Adapters are drawn at random before the Trainer sets its seed.
     set_seed(config.seed)
-    say(f"Loading {_listed([config.student.model, *(t.model for t in config.teachers)])}.")
+    say(f"Loading {_listed([config.student.model, *(t.model for t in taught_by(config))])}.")
     trainer = make_trainer(config, pairs, data, args, progress=progress, callbacks=callbacks)
     if main:
-        _write_setup(config, pairs, data, trainer, folder, say)
+        _write_setup(config, data, trainer, folder)
+        if checkpoint is None:
+            _write_audit(pairs, data, folder, say)
     started = time.time()
     if checkpoint is not None:
+        for reason in find_checkpoint(folder).skipped:
+            say(f"Passed over a checkpoint that can't be used: {reason}.")
         say(f"Resuming from {checkpoint}.")
     _run(trainer, checkpoint)
     return _finish(trainer, config, pairs, folder, checkpoint, started, say)
-
-
-def make_trainer(
-    config: RunConfig,
-    pairs: Pairs,
-    data: RunData,
-    args: TrainingArguments,
-    *,
-    progress: str = "auto",
-    callbacks: Sequence[TrainerCallback] = (),
-) -> XTokenTrainer:
-    """Load the models and put the trainer together."""
-    with no_bars():
-        student = load_student(config.student, pairs.student, args)
-    _refuse_too_long(config, data, context_length(student))
-    terms = []
-    for pair, teacher in zip(pairs.teachers, config.teachers, strict=True):
-        with no_bars():
-            local = load_teacher(teacher, pair.vocab, pair.name, args.device)
-        terms.append(
-            TeacherTerm(
-                name=pair.name,
-                teacher=local,
-                loss=pair.loss,
-                weight=pair.weight,
-                agreement=agreement_of(pair, args.device),
-                byte_lengths=torch.from_numpy(pair.vocab.byte_lengths).long(),
-            )
-        )
-    objective = Objective(terms, byte_lengths=torch.from_numpy(pairs.student.byte_lengths).long())
-    settings = config.combine
-    return XTokenTrainer(
-        student,
-        args,
-        objective=objective,
-        combine=Combine(settings.kd, settings.ce, settings.scaling),
-        data_collator=data.collator,
-        train_dataset=data.train,
-        eval_dataset=data.evaluation,
-        processing_class=pairs.student.tokenizer,
-        callbacks=callbacks,
-        progress=progress,
-    )
-
-
-def agreement_of(pair: Pair, device: Any) -> Agreement:
-    """Return the top-1 agreement under the pair's fixed projection."""
-    projector = Projector(pair.projection).to(device)
-    return lambda student_NV, teacher_MU, chunks: agreement(
-        student_NV, teacher_MU, chunks, projector
-    )
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -165,24 +128,7 @@ def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _refuse_too_long(config: RunConfig, data: RunData, limit: int | None) -> None:
-    """Raise ConfigError if a sequence is longer than the student has positions for."""
-    length = config.data.max_length
-    if limit is None or length <= limit:
-        return
-    sets = [data.train] if data.evaluation is None else [data.train, data.evaluation]
-    if any(len(row.ids) > limit for dataset in sets for row in dataset):
-        raise ConfigError(
-            f"data.max_length is {length} and some sequences need it, but the student has "
-            f"positions for {limit} tokens; lower data.max_length to {limit}"
-        )
-
-
-def _write_setup(
-    config: RunConfig, pairs: Pairs, data: RunData, trainer: XTokenTrainer, folder: Path, say: Say
-) -> None:
-    from xtoken.audit import audit
-
+def _write_setup(config: RunConfig, data: RunData, trainer: XTokenTrainer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config.dump_yaml(folder / "run.yaml")
     write_json(
@@ -193,14 +139,18 @@ def _write_setup(
         },
     )
     write_json(folder / "alignment.json", data.statistics)
-    if not (folder / "audit.json").exists():
-        reports = [
-            audit(pairs.student, pair.vocab, data.sample, projection=pair.projection)
-            for pair in pairs.teachers
-        ]
-        write_json(folder / "audit.json", [report.to_dict() for report in reports])
-        for pair, report in zip(pairs.teachers, reports, strict=True):
-            _compare_with_verdict(pair, report, say)
+
+
+def _write_audit(pairs: Pairs, data: RunData, folder: Path, say: Say) -> None:
+    from xtoken.audit import audit
+
+    reports = [
+        audit(pairs.student, pair.vocab, data.sample, projection=pair.projection)
+        for pair in pairs.teachers
+    ]
+    write_json(folder / "audit.json", [report.to_dict() for report in reports])
+    for pair, report in zip(pairs.teachers, reports, strict=True):
+        _compare_with_verdict(pair, report, say)
 
 
 def _compare_with_verdict(pair: Pair, report: Any, say: Say) -> None:

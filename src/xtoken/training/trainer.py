@@ -24,6 +24,7 @@ from xtoken.training import saving
 from xtoken.training.batches import (
     Collator,
     IndexedCollator,
+    IndexedStream,
     indexed,
     position_in_epoch,
     repeated_positions,
@@ -45,16 +46,6 @@ from xtoken.training.objective import (
 from xtoken.training.ranks import Ranks
 from xtoken.training.saving import ADAPTER_FOLDER
 from xtoken.training.window import StepLoss
-
-
-def _settle(args: TrainingArguments) -> None:
-    """Set what the objective needs, whatever the user's arguments say."""
-    args.remove_unused_columns = False
-    args.label_names = ["labels"]
-    args.logging_nan_inf_filter = False
-    if args.n_gpu > 1:
-        # DataParallel would hand each GPU a slice of a batch whose rows are numbered flat.
-        args._n_gpu = 1
 
 
 class XTokenTrainer(Trainer):
@@ -91,7 +82,7 @@ class XTokenTrainer(Trainer):
         progress: str = "auto",
         **kwargs: Any,
     ) -> None:
-        _settle(args)
+        self._settle(args)
         self.objective = objective
         self.combine = combine or Combine()
         self.finisher = Finisher()
@@ -108,6 +99,11 @@ class XTokenTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self._refuse_split_sequences()
         self.ranks = Ranks(self.accelerator, self.get_tp_size())
+        if self.ranks.count > 1 and isinstance(self.train_dataset, IndexedStream):
+            raise TrainingError(
+                "a dataset that can only be read in order can't be shared between processes; give "
+                "one with a length, or train in one process"
+            )
         self.loss_weights = LossWeights(objective, self.args.device)
         if self.loss_weights and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise TrainingError(
@@ -117,6 +113,16 @@ class XTokenTrainer(Trainer):
         self.step_loss = StepLoss(self.combine, objective.weights, self.ranks.sum)
         self.figures = StepFigures(self.args.device)
         self.chunks_seen = [0.0] * len(objective.teachers)
+
+    @staticmethod
+    def _settle(args: TrainingArguments) -> None:
+        """Set what the objective needs, whatever the user's arguments say."""
+        args.remove_unused_columns = False
+        args.label_names = ["labels"]
+        args.logging_nan_inf_filter = False
+        if args.n_gpu > 1:
+            # DataParallel would hand each GPU a slice of a batch whose rows are numbered flat.
+            args._n_gpu = 1
 
     def _refuse_split_sequences(self) -> None:
         for name, size in (("context", self.get_cp_size()), ("sequence", self.get_sp_size())):
@@ -149,10 +155,7 @@ class XTokenTrainer(Trainer):
     def _without_repeats(self, batch: dict[str, Any], position: int) -> dict[str, Any]:
         """Leave out the examples that `accelerate` repeats at an epoch's end to even out ranks."""
         args, dataset = self.args, self.train_dataset
-        by_position = hasattr(dataset, "__len__") and not (
-            args.train_sampling_strategy == "batch_rebalance"
-            or args.accelerator_config.split_batches
-        )
+        by_position = hasattr(dataset, "__len__") and not args.accelerator_config.split_batches
         if self.ranks.count == 1 or not by_position:
             return batch
         repeated_B = repeated_positions(
