@@ -7,13 +7,12 @@ so it is refused. Nothing here imports torch or transformers before a model is a
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from xtoken._tokenizer_files import looks_local
+from xtoken._model_files import find_model, first_line
 from xtoken.errors import ModelNotFoundError, UsageError, XTokenError
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["4bit", "8bit"]
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def load_causal_lm(
@@ -56,7 +54,7 @@ def load_causal_lm(
     name = os.fspath(name_or_dir_or_gguf)
     _check_choice("dtype", dtype, get_args(Dtype))
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "use_safetensors": True}
-    source, gguf = _find(name)
+    source, gguf = find_model(name)
     if gguf is not None:
         options |= _gguf_options(gguf, quantization)
     elif quantization is not None:
@@ -88,88 +86,6 @@ def context_length(model: PreTrainedModel) -> int | None:
         config, "n_positions", None
     )
     return None if length is None else int(length)
-
-
-# ------------------------------------------------------------------ what there is to load
-
-
-def _find(name: str) -> tuple[str, Path | None]:
-    """Return what `from_pretrained` is to be given, and the GGUF file if it is one."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelNotFoundError(
-                f"{path} is a file; expected a model directory, a .gguf file or a hub name. Give "
-                "the directory that holds it."
-            )
-        return str(path.parent), path
-    if path.is_dir():
-        if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
-            check_weights(path)
-            return str(path), None
-        ggufs = sorted(path.glob("*.gguf"))
-        if len(ggufs) == 1:
-            return str(path), ggufs[0]
-        hint = (
-            f"it holds {len(ggufs)} .gguf files: give the path of one of them"
-            if ggufs
-            else "give a directory that `model.save_pretrained(...)` wrote"
-        )
-        raise ModelNotFoundError(f"The directory {name!r} holds no model (no config.json); {hint}.")
-    if looks_local(name):
-        raise ModelNotFoundError(
-            f"There is no directory {name!r}; expected a local model directory, a .gguf file or a "
-            "hub name such as 'owner/model'. Check the path."
-        )
-    return name, None
-
-
-def check_weights(folder: Path) -> None:
-    """Refuse a model directory whose weights are pickled, missing or truncated.
-
-    Only headers are read, so this is quick whatever the model's size. Raises XTokenError.
-    """
-    files = _weight_files(folder)
-    if not files:
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
-        if pickled:
-            raise XTokenError(
-                f"{folder} holds its weights pickled only ({pickled[0]}); opening such a file can "
-                "run code, so xtoken reads safetensors. If you trust it, convert it once: "
-                "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)."
-            )
-        raise ModelNotFoundError(
-            f"The directory {str(folder)!r} has no weights (expected model.safetensors); give a "
-            "directory that `model.save_pretrained(...)` wrote, or download it again."
-        )
-    from safetensors import SafetensorError, safe_open
-
-    for file in files:
-        if not file.is_file():
-            raise XTokenError(
-                f"{folder} lacks {file.name}, which its index names; the copy is not complete. "
-                "Download or save the model again."
-            )
-        try:
-            with safe_open(str(file), framework="numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise XTokenError(
-                f"{file} is truncated or damaged ({_first_line(error)}). Download or save the "
-                "model again."
-            ) from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file() and not (folder / "model.safetensors").is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise XTokenError(f"{index} is damaged: {error}. Save the model again.") from error
-        return [folder / str(name) for name in sorted(names)]
-    wanted = [folder / "model.safetensors", folder / "adapter_model.safetensors"]
-    return [file for file in wanted if file.is_file()]
 
 
 # ------------------------------------------------------------------ options
@@ -282,11 +198,11 @@ def _ask_hub(name: str, revision: str | None) -> None:
     try:
         HfApi().model_info(name, revision=revision, timeout=10)
     except Exception as error:
-        raise _not_found(name, _first_line(error)) from error
+        raise _not_found(name, first_line(error)) from error
 
 
 def _explain(error: Exception, name: str, hub: bool, options: dict[str, Any]) -> XTokenError:
-    line, text = _first_line(error), str(error)
+    line, text = first_line(error), str(error)
     if "use_safetensors=True" in text:
         return XTokenError(
             f"{name} has its weights pickled only; opening such a file can run code, so xtoken "
@@ -322,8 +238,3 @@ def _not_found(name: str, reason: str) -> ModelNotFoundError:
         f"({reason}). Check the name, the network (HF_HUB_OFFLINE is "
         f"{os.environ.get('HF_HUB_OFFLINE', 'not set')}) and, for gated models, your login."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
