@@ -52,5 +52,10 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Every script says what it measures; wall times on a shared machine are noisy, ratios less so.
+bench: assets
+	$(BIN)/python benchmarks/bench_align.py
+	$(BIN)/python benchmarks/bench_projection.py
+
 clean:
 	rm -rf $(VENV) .cache build dist src/*.egg-info

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from xtoken.cli._app import app
 
 # In the order of `xtoken --help`. Each module registers itself on `app`.
-VERBS = ("audit", "align", "project", "train", "eval", "report")
+VERBS = ("audit", "align", "project", "train", "eval", "report", "demo")
 
 for _verb in VERBS:
     importlib.import_module(f"xtoken.cli.{_verb}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from xtoken.cli._app import app
 from xtoken.cli._output import Json, say, show, show_json
+
+if TYPE_CHECKING:
+    from xtoken.evaluation import EvaluationTable
 
 
 @app.command()
@@ -25,16 +28,11 @@ def demo(
 ) -> None:
     """Distil on this machine, from packages that pip installed; downloads nothing."""
     from xtoken.demo import run_demo
-    from xtoken.evaluation import EvaluationTable
-    from xtoken.report import render_audit, render_table_before_after
+    from xtoken.report import render_table_before_after
 
-    def render(what: Any) -> None:
-        if json:
-            return
-        if isinstance(what, EvaluationTable):
-            show(render_table_before_after(what))
-        else:
-            show(render_audit(what))
+    def render(table: EvaluationTable) -> None:
+        if not json:
+            show(render_table_before_after(table))
 
     result = run_demo(pair, output, say=say, show=render, seed=seed)
     if json:
