@@ -392,6 +392,13 @@ def test_chunks_do_not_go_on_in_a_passage_that_stands_twice() -> None:
     assert len(alignment) == 0
 
 
+def test_chunks_do_not_go_on_before_a_passage_that_comes_again() -> None:
+    passage = "a long passage, twice. "
+    one, other = f"1{passage}1{passage}1", f"2{passage}2{passage}2"
+    alignment = align(BYTES, BYTES, spell(BYTES, one), spell(BYTES, other))
+    assert len(alignment) == 0
+
+
 def test_roles_do_not_pair_where_the_place_is_unknown() -> None:
     one = [*spell(BYTES, "cafe\u0301"), EOS]
     other = [*spell(BYTES, "cafexx"), EOS]
@@ -445,6 +452,8 @@ def test_bytes_that_one_side_lacks_are_in_no_chunk() -> None:
     assert ranges(align(vocab, vocab, [6, 7, 9], [7], **spans)) == [(1, 2, 0, 1)]
     spans = {"student_spans": [(0, 3)], "teacher_spans": [(1, 3)]}
     assert ranges(align(vocab, vocab, [8], [7], **spans)) == []
+    spans = {"student_spans": [(0, 4)], "teacher_spans": [(0, 1), (3, 4)]}
+    assert ranges(align(vocab, vocab, [8], [6, 9], **spans)) == []
 
 
 def test_a_lossy_tokenizers_words_take_the_spaces_before_them() -> None:

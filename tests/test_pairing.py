@@ -187,6 +187,12 @@ def test_of_a_prompt_in_messages_nothing_is_supervised(student, teacher) -> None
     assert spelt(student, row.ids[row.supervised]) == b"518, of course."
     assert row.supervised.sum() == len(encode_text(student, "518, of course.")) + 1
     assert b"".join(s for s, _ in chunk_texts(row, student, teacher)) == b"518, of course."
+    record = Record("messages", "line 1", messages=CHAT, completion_messages=2)
+    (example,) = pairs(student, [teacher], [record], supervise="all")
+    targets = example.student.ids[example.student.supervised].tolist()
+    assert spelt(student, targets) == b"And 47 + 471?518, of course."
+    # The end of the prompt's last turn stands where the completion begins.
+    assert targets.count(student.role_id("eos")) == 2
 
 
 def test_the_first_token_is_no_target(student, teacher) -> None:
@@ -331,6 +337,8 @@ def test_packing_stops_at_what_is_not_closed(student, teacher) -> None:
         assert all(example.closed for example in group[:-1])
     assert groups[-1][-1].where == "line 3"
     assert [len(group) for group in pack(examples, max_length=64)] == [1] * len(examples)
+    cut = pairs(student, [teacher], documents(*TINY_TEXT), max_length=64, teacher_max_length=5)
+    assert [len(group) for group in pack(cut, max_length=500, packing=True)] == [1] * len(cut)
     narrow = list(pack(examples, max_length=64, teacher_max_length=5, packing=True))
     assert all(
         len(group) == 1 or sum(len(e.teachers[0].encoding) for e in group) <= 5 for group in narrow
