@@ -145,7 +145,7 @@ def test_one_run_shows_everything(pages: dict[str, Path]) -> None:
 def test_several_runs_are_compared(pages: dict[str, Path]) -> None:
     text = pages["several"].read_text(encoding="utf-8")
     assert "2 runs compared" in text
-    assert '<th scope="row">seed</th><td>0</td><td>4</td>' in text
+    assert '<th scope="row">seed</th><td class="text">0</td><td class="text">4</td>' in text
     # Equal columns once, different ones for each run.
     assert text.count('<th scope="col">before</th>') == 2
     assert '<th scope="col">one, after</th><th scope="col">two, after</th>' in text

@@ -23,7 +23,7 @@ def report(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show a run's curves and evaluations; of several runs also what differs."""
+    """Show what runs did, in short or as an HTML page."""
     from xtoken.report import load_run, report_data, report_terminal, write_html
 
     loaded = [load_run(folder) for folder in runs]

@@ -15,6 +15,7 @@ from xtoken.report.markup import (
     facts,
     html,
     meter,
+    prose,
     section,
     stacked_bar,
     table,
@@ -68,7 +69,7 @@ def _verdict(data: Mapping[str, Any]) -> str:
     return (
         f'<div class="card verdict"><p class="eyebrow">{html(names[0])} '
         f'<span class="arrow">&larr;</span> {html(names[1])}: take</p>'
-        f'<p class="choice">{html(loss)}</p><p>{html(verdict["reason"])}</p>{sides}'
+        f'<p class="choice">{html(loss)}</p><p>{prose(verdict["reason"])}</p>{sides}'
         f'<p class="soft">{html(overlap_sentence(data))} {html(coverage_sentence(data))}</p></div>'
     )
 
@@ -82,7 +83,7 @@ def _warnings(data: Mapping[str, Any]) -> str:
     found = data.get("warnings") or []
     if not found:
         return ""
-    items = "".join(f"<li>{html(item['message'])}</li>" for item in found)
+    items = "".join(f"<li>{prose(item['message'])}</li>" for item in found)
     return f'<div class="card warnings"><h3>Worth knowing</h3><ul>{items}</ul></div>'
 
 

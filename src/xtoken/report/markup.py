@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
 from xtoken.report.alignment import KIND_NAMES, OUTSIDE, Block
@@ -17,6 +18,11 @@ class Raw(str):
 def html(value: object) -> str:
     """Escape a value unless it is `Raw`."""
     return str(value) if isinstance(value, Raw) else escape(str(value))
+
+
+def prose(text: object) -> Raw:
+    """Escape a sentence, its `code` set as code."""
+    return Raw(re.sub(r"`([^`]+)`", r"<code>\1</code>", html(text)))
 
 
 def section(ident: str, title: str, body: str, intro: str = "") -> str:
@@ -36,7 +42,7 @@ def table(
     rows: Iterable[Sequence[object]],
     *,
     row_classes: Sequence[str] = (),
-    text_columns: Sequence[int] = (),
+    text_columns: Collection[int] = (),
     hide_caption: bool = False,
 ) -> str:
     """Return a table in a box that scrolls sideways where it is too wide for the screen.

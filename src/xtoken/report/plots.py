@@ -113,8 +113,8 @@ def line_chart(chart: Chart, ident: str) -> str:
         notes.append(f"{bad} {'value is' if bad == 1 else 'values are'} not finite")
     note = f'<p class="note">{escape("; ".join(notes).capitalize())}.</p>' if notes else ""
     clip = (
-        f'<clipPath id="{ident}-clip"><rect x="{frame.left:.1f}" y="{TOP - 4}" '
-        f'width="{WIDTH - RIGHT - frame.left + 4:.1f}" height="{HEIGHT - BOTTOM - TOP + 6}"/>'
+        f'<clipPath id="{ident}-clip"><rect x="{frame.left - 4:.1f}" y="{TOP - 4}" '
+        f'width="{WIDTH - RIGHT - frame.left + 8:.1f}" height="{HEIGHT - BOTTOM - TOP + 6}"/>'
         "</clipPath>"
     )
     return (
@@ -166,13 +166,15 @@ def _axes(frame: _Frame, labels: Sequence[float], unit: str) -> str:
         f'<line class="axis" x1="{frame.left:.1f}" x2="{WIDTH - RIGHT}" '
         f'y1="{bottom}" y2="{bottom}"/>'
     )
-    places = [frame.across(tick) for tick in ticks(*frame.x, 4)]
+    # Steps are whole numbers; a run of three has none at 1.5.
+    steps = [tick for tick in ticks(*frame.x, 4) if tick == int(tick)]
+    places = [frame.across(tick) for tick in steps]
     if not places or min(places) > frame.left + 34:
         parts.append(
             f'<text class="tick" x="{frame.left:.1f}" y="{HEIGHT - 6}" text-anchor="start">'
             "step</text>"
         )
-    for tick, x in zip(ticks(*frame.x, 4), places, strict=True):
+    for tick, x in zip(steps, places, strict=True):
         anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"
         parts.append(
             f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'

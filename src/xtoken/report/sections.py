@@ -103,9 +103,12 @@ def _card(row: EvaluationRow, columns: Sequence[str]) -> str:
         )
     else:
         best = _leader(row, columns)
+        moved, verdict = change(row, "before", best)
+        since = f"{moved} from {before}" if before and best != "before" else ""
         head = (
             f'<div class="big">{html(row.format(best))} '
             f'<span class="was">{html(column_label(best))}</span></div>'
+            f'<div class="delta {verdict}">{html(since)}{_said(verdict)}</div>'
         )
     hint = {"lower": "lower is better", "higher": "higher is better"}.get(row.better, "")
     return (
@@ -275,7 +278,8 @@ def differences_section(runs: Sequence[RunData]) -> str:
                 [key, *(value or Raw('<span class="soft">not set</span>') for value in values)]
             )
     note = "" if found else '<p class="note">Their run files hold the same settings.</p>'
-    body = table("Settings that differ", head, rows, hide_caption=True) + note
+    columns = range(1, len(head))
+    body = table("Settings that differ", head, rows, text_columns=columns, hide_caption=True) + note
     return section("differences", "What differs", f'<div class="card">{body}</div>')
 
 

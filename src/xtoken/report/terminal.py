@@ -162,14 +162,14 @@ def _class_table(data: Mapping[str, Any], width: int) -> Table:
     total = sum(row["student_text_tokens"] or 0 for row in data["classes"])
     deciding = data["verdict"].get("deciding_class")
     table = _table(expand=False)
-    table.add_column("token class", overflow="fold")
+    table.add_column("token class", overflow="fold", min_width=16 if width < NARROW else 26)
     table.add_column("student exact", justify="right", no_wrap=True)
     if width >= NARROW:
         table.add_column("teacher exact", justify="right")
     if with_text:
         table.add_column("of the text", justify="right")
-    if width >= 90:
-        table.add_column("unmatched, for example", overflow="ellipsis", no_wrap=True)
+    if width >= 100:
+        table.add_column("unmatched, for example", no_wrap=True, max_width=width - 78)
     for row in data["classes"]:
         if row["key"] == "missing":
             continue
@@ -183,7 +183,7 @@ def _class_table(data: Mapping[str, Any], width: int) -> Table:
             cells.append(exact_of(row["teacher_exact"], row["teacher_ids"]))
         if with_text:
             cells.append(_percent((row["student_text_tokens"] or 0) / max(total, 1)))
-        if width >= 90:
+        if width >= 100:
             examples = "  ".join(visible(t.encode()) for t in row["unmatched_examples"])
             cells.append(Text(examples, style="dim"))
         table.add_row(*cells)
