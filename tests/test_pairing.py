@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from conftest import TINY_TEXT, train_tokenizer
 from xtoken.align import align
 from xtoken.data import PairedDataset, Pairing, PairingSettings, Record, build_dataset
-from xtoken.data.dataset import make_row, pack
+from xtoken.data.rows import make_row, pack
 from xtoken.data.windows import segments, windows
 from xtoken.encode import encode_text
 from xtoken.errors import DataError, UsageError

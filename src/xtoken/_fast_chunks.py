@@ -16,7 +16,8 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from xtoken._chunking import Found, insert_roles, pair_roles, ranges, without
-from xtoken._placing import Stream, role_tokens
+from xtoken._placing import role_tokens
+from xtoken._streams import Stream
 from xtoken._token_tables import WORD, pair_tables
 
 

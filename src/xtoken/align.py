@@ -19,14 +19,8 @@ import numpy as np
 
 from xtoken._chunking import Found, find_chunks, insert_roles, pair_roles
 from xtoken._fast_chunks import find_equal_chunks
-from xtoken._placing import (
-    Placed,
-    Stream,
-    check_ids,
-    drop_dummy_prefixes,
-    place_by_length,
-    place_by_spans,
-)
+from xtoken._placing import Placed, check_ids, place_by_spans
+from xtoken._streams import Stream, drop_dummy_prefixes, place_by_length
 from xtoken.errors import AlignmentError
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ Needs torch only for collating.
 from typing import TYPE_CHECKING, Any
 
 from xtoken.data.build import build_dataset
-from xtoken.data.dataset import PairedDataset, Row, TeacherRow
+from xtoken.data.dataset import PairedDataset
 from xtoken.data.pairing import PairedExample, Pairing, PairingSettings, TeacherSide
 from xtoken.data.records import Columns, Record
+from xtoken.data.rows import Row, TeacherRow
 from xtoken.data.sources import Records, SourceSpec, read_records
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from xtoken.data.dataset import PairedDataset, Row, make_row, pack
+from xtoken.data.dataset import PairedDataset
 from xtoken.data.pairing import PairedExample, Pairing, PairingSettings, Supervise
 from xtoken.data.records import Record
+from xtoken.data.rows import Row, make_row, pack
 from xtoken.errors import DataError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xtoken.align import ChunkKind
-from xtoken.data.dataset import (
+from xtoken.data.rows import (
     STUDENT_COUNT,
     STUDENT_START,
     TEACHER_COUNT,
