@@ -18,7 +18,8 @@ from xtoken.report import (
     render_table_before_after,
     report_terminal,
 )
-from xtoken.report.terminal import best_column, change, sparkline
+from xtoken.report.evaluation_text import best_column, change
+from xtoken.report.terminal import sparkline
 
 
 def printed(renderable, width: int = 80) -> str:

@@ -1,10 +1,12 @@
 """Reports for people: a run, an audit, an alignment, in a terminal or as one HTML page."""
 
 from xtoken.report.alignment import AlignmentView, Block, blocks, render_alignment, visible
+from xtoken.report.audit_text import render_audit
 from xtoken.report.data import report_data
+from xtoken.report.evaluation_text import render_table_before_after
 from xtoken.report.html import alignment_page, audit_page, run_page, write_html, write_page
 from xtoken.report.run_data import RunData, Sample, Series, load_run
-from xtoken.report.terminal import render_audit, render_table_before_after, report_terminal
+from xtoken.report.terminal import report_terminal
 
 __all__ = [
     "AlignmentView",

@@ -7,6 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xtoken.report.alignment import Block, visible
+from xtoken.report.audit_text import (
+    coverage_sentence,
+    digits_sentence,
+    exact_of,
+    overlap_sentence,
+)
 from xtoken.report.charts import LOSS_NAMES
 from xtoken.report.markup import (
     Raw,
@@ -21,12 +27,6 @@ from xtoken.report.markup import (
     table,
 )
 from xtoken.report.run_data import ALIGNMENT_KEYS, RunData, short_name
-from xtoken.report.terminal import (
-    coverage_sentence,
-    digits_sentence,
-    exact_of,
-    overlap_sentence,
-)
 
 CHUNK_NAMES = {
     "1:1": "one to one",

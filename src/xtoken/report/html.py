@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from xtoken._version import __version__
 from xtoken.errors import UsageError, XTokenError
-from xtoken.report import sections
+from xtoken.report import results, sections
 from xtoken.report.alignment import Block
 from xtoken.report.audit_html import alignment_section, audit_html, audit_section
 from xtoken.report.markup import alignment_blocks, html, section
@@ -76,10 +76,10 @@ def run_page(runs: Sequence[RunData]) -> str:
     if not runs:
         raise UsageError("No run was given; expected at least one run folder.")
     runs = _distinct_names(runs)
-    tables = sections.merged_evaluations(runs)
+    tables = results.merged_evaluations(runs)
     parts = {
         "differences": sections.differences_section(runs),
-        "evaluation": sections.evaluation_section(tables),
+        "evaluation": results.evaluation_section(tables),
         "curves": sections.curves_section(runs),
         "time": sections.time_section(runs),
         "audit": audit_section([audit for run in runs for audit in run.audits]),
@@ -89,7 +89,7 @@ def run_page(runs: Sequence[RunData]) -> str:
     }
     if len(runs) == 1:
         title = runs[0].name
-        lead = f"{headline(runs[0])}. {sections.outcome(runs[0])}".strip()
+        lead = f"{headline(runs[0])}. {results.outcome(runs[0])}".strip()
         about = sections.run_facts(runs[0])
     else:
         title = f"{len(runs)} runs compared"
@@ -98,11 +98,11 @@ def run_page(runs: Sequence[RunData]) -> str:
     intro = f'{_heading(runs)}<p class="lead">{html(lead)}</p>{about}'
     if len(runs) > 1:
         said = "".join(
-            f"<dt>{html(run.name)}</dt><dd>{html(f'{headline(run)}. {sections.outcome(run)}')}</dd>"
+            f"<dt>{html(run.name)}</dt><dd>{html(f'{headline(run)}. {results.outcome(run)}')}</dd>"
             for run in runs
         )
         intro = f'<h1>{html(title)}</h1><dl class="runs">{said}</dl>'
-    top = sections.summary_section(tables, runs)
+    top = results.summary_section(tables, sections.notes_card(runs))
     body = top + "".join(parts.values()) + sections.embedded_data(runs)
     links = [(name, label) for name, label in _NAVIGATION.items() if parts[name]]
     return page(title, intro, body, links)
