@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from xtoken.config import RunConfig
 from xtoken.errors import ConfigError, UsageError
 from xtoken.training.checkpoints import find_checkpoint, resolve_checkpoint
+from xtoken.training.student import recomputes_activations
 
 Resume = bool | str | Path | Literal["auto"]
 SAMPLING = ("random", "sequential")
@@ -86,6 +87,6 @@ def describe_arguments(args: TrainingArguments) -> dict[str, Any]:
         "learning_rate": args.learning_rate,
         "bf16": args.bf16,
         "fp16": args.fp16,
-        "activation_checkpointing": args.activation_checkpointing,
+        "activation_checkpointing": recomputes_activations(args),
         "optim": str(args.optim.value if hasattr(args.optim, "value") else args.optim),
     }

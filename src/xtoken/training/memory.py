@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from xtoken.config import RunConfig
 from xtoken.config.sections import Lora, Model
 from xtoken.errors import ModelNotFoundError
+from xtoken.training.student import recomputes_activations
 
 GIB = 2**30
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "4bit": 0.55, "8bit": 1.05}
@@ -126,7 +127,7 @@ def estimate(
     optimizer = str(getattr(args.optim, "value", args.optim))
     rows = args.per_device_train_batch_size * config.data.max_length
     half = args.bf16 or args.fp16 or own != "float32"
-    per_unit = (2.0 if args.activation_checkpointing else 34.0) * (1.0 if half else 2.0)
+    per_unit = (2.0 if recomputes_activations(args) else 34.0) * (1.0 if half else 2.0)
     parts = {
         "student weights": student.parameters * weight,
         "gradients": trained * train_bytes,

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from xtoken.vocab import Vocabulary
 
 
+def recomputes_activations(args: TrainingArguments) -> bool:
+    """Whether activations are recomputed in the backward pass (older names of the setting too)."""
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    return any(getattr(args, name, False) for name in names)
+
+
 def student_dtype(student: Student) -> str:
     """Return the precision of the student's weights.
 
@@ -46,7 +52,7 @@ def load_student(student: Student, vocab: Vocabulary, args: TrainingArguments) -
     vocab.with_rows(output_head_rows(model))
     if student.lora is not None:
         model = with_adapters(model, student.lora, quantized=student.quantization is not None)
-        if args.activation_checkpointing:
+        if recomputes_activations(args):
             # Recomputed blocks get no gradient otherwise: their inputs come from frozen weights.
             model.enable_input_require_grads()
     elif student.quantization is None:

@@ -97,6 +97,8 @@ class XTokenTrainer(Trainer):
         )
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
+        # What says the same as `loss_is_scaled_for_ga` to versions that don't know it.
+        self.model_accepts_loss_kwargs = True
         self._refuse_split_sequences()
         self.ranks = Ranks(self.accelerator, self.get_tp_size())
         if self.ranks.count > 1 and isinstance(self.train_dataset, IndexedStream):
