@@ -9,7 +9,7 @@ import torch
 
 from losses.helpers import Case, identity_projection, make_case, run, run_reference
 from xtoken.losses import GOLD, HKL, LOSSES, PKL, ULD, Direct, cross_entropy, reference
-from xtoken.losses.blocks import run_blocks
+from xtoken.losses.blocks import Term, run_terms
 from xtoken.losses.sources import LogitSource
 
 DIRECTIONS = [
@@ -111,9 +111,9 @@ def test_block_size_changes_nothing(kind, block_rows):
     settings = {} if kind == "direct" else {"pooling": "chain_rule"}
     loss, *_ = build(kind, case, settings)
     student = case.student.clone().requires_grad_()
-    sources = LogitSource(student), LogitSource(case.teacher)
-    result = run_blocks(loss, *sources, case.chunks, block_rows=block_rows)
-    (gradient,) = torch.autograd.grad(result.total, student)
+    term = Term(loss, case.chunks, LogitSource(case.teacher))
+    total, (result,) = run_terms(LogitSource(student), [term], block_rows=block_rows)
+    (gradient,) = torch.autograd.grad(total, student)
     whole, expected = run(loss, case)
     torch.testing.assert_close(result.total, whole.total)
     torch.testing.assert_close(gradient, expected)

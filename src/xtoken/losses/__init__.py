@@ -9,7 +9,9 @@ Example:
 from __future__ import annotations
 
 from xtoken.losses.base import Chunks, Direction, LossResult, Pooling, SignalKind, Support
-from xtoken.losses.cross_entropy import cross_entropy
+from xtoken.losses.blocks import Term, run_terms
+from xtoken.losses.chunked_head import Hidden, OutputHead
+from xtoken.losses.cross_entropy import cross_entropy, cross_entropy_term
 from xtoken.losses.direct import Direct
 from xtoken.losses.divergence import divergence
 from xtoken.losses.gold import GOLD
@@ -30,16 +32,21 @@ __all__ = [
     "Chunks",
     "Direct",
     "Direction",
+    "Hidden",
     "Loss",
     "LossResult",
+    "OutputHead",
     "Pooling",
     "Projector",
     "SignalKind",
     "Support",
+    "Term",
     "agreement",
     "cross_entropy",
+    "cross_entropy_term",
     "divergence",
     "kept_mass",
     "loss_settings",
     "make_loss",
+    "run_terms",
 ]

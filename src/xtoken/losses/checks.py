@@ -66,8 +66,11 @@ def check_logits(loss: str, name: str, shape: Sequence[int], size: int) -> None:
         )
 
 
-def check_chunks(loss: str, chunks: Chunks, student_rows: int, teacher_rows: int) -> None:
-    """Refuse chunks whose tensors don't fit each other or reach outside the logits' rows."""
+def check_chunks(loss: str, chunks: Chunks, student_rows: int, teacher_rows: int | None) -> None:
+    """Refuse chunks whose tensors don't fit each other or reach outside the logits' rows.
+
+    `teacher_rows` is None for a loss that has no teacher.
+    """
     C = len(chunks)
     for field in CHUNK_FIELDS:
         tensor = getattr(chunks, field)
@@ -78,17 +81,19 @@ def check_chunks(loss: str, chunks: Chunks, student_rows: int, teacher_rows: int
             )
         if tensor.dtype != torch.int64:
             raise LossError(f"{loss}: chunks.{field} is {tensor.dtype}; expected torch.int64.")
-    for field, rows in (("student_target_N", student_rows), ("teacher_target_M", teacher_rows)):
+    sides = [("student", "student_target_N", student_rows)]
+    if teacher_rows is not None:
+        sides.append(("teacher", "teacher_target_M", teacher_rows))
+    for side, field, rows in sides:
         shape = tuple(getattr(chunks, field).shape)
         if shape != (rows,):
-            side = field.split("_")[0]
             raise LossError(
                 f"{loss}: chunks.{field} has shape {shape}, but {side}_logits has {rows} rows; "
                 f"expected ({rows},)."
             )
     if C == 0:
         return
-    for side, rows in (("student", student_rows), ("teacher", teacher_rows)):
+    for side, _, rows in sides:
         start_C = getattr(chunks, f"{side}_start_C")
         count_C = getattr(chunks, f"{side}_count_C")
         # One transfer for the three bounds.

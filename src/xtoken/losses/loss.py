@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xtoken.losses.base import Chunks, Direction, LossResult, Pooling, SignalKind
-from xtoken.losses.blocks import run_blocks
+from xtoken.losses.blocks import Term, run_terms
 from xtoken.losses.checks import (
     check_beta,
     check_choice,
@@ -20,7 +20,7 @@ from xtoken.losses.checks import (
 )
 from xtoken.losses.divergence import DIRECTIONS
 from xtoken.losses.pooling import Rows
-from xtoken.losses.sources import LogitSource
+from xtoken.losses.sources import Source, as_source
 
 
 class Loss(nn.Module):
@@ -89,27 +89,27 @@ class Loss(nn.Module):
         """Return what `block` needs of the whole batch's teacher rows; None for most losses."""
         return None
 
-    def block(self, student: Rows, teacher: Rows, state: Any = None) -> LossResult:
+    def block(self, student: Rows, teacher: Any, state: Any = None) -> LossResult:
         """Return the loss of a block of chunks by plain differentiable operations."""
         raise NotImplementedError
 
     def forward(
-        self, student_logits_NV: Tensor, teacher_logits_MU: Tensor, chunks: Chunks
+        self, student: Tensor | Source, teacher: Tensor | Source, chunks: Chunks
     ) -> LossResult:
-        """Return the sum over chunks, differentiable in the student's logits.
+        """Return the sum over chunks, differentiable in what the student's logits come from.
 
         Args:
-            student_logits_NV: float[N, V or more], any precision; maths is float32 or wider.
-            teacher_logits_MU: float[M, U or more]; gets no gradient.
+            student: logits, float[N, V or more] in any precision (maths is float32 or wider), or
+                hidden states and an output head (`Hidden`).
+            teacher: logits, float[M, U or more], or `Hidden`; gets no gradient.
             chunks: which rows belong together, on the logits' device.
 
         Raises:
             LossError: shapes that don't fit, rows outside the logits, rows without a finite
                 logit.
         """
-        return run_blocks(
-            self, LogitSource(student_logits_NV), LogitSource(teacher_logits_MU), chunks
-        )
+        total, (result,) = run_terms(as_source(student), [Term(self, chunks, as_source(teacher))])
+        return LossResult(total, result.count, result.metrics)
 
     # ------------------------------------------------------------------ for subclasses
 
@@ -120,13 +120,16 @@ class Loss(nn.Module):
     def check(
         self,
         student_shape: tuple[int, ...],
-        teacher_shape: tuple[int, ...],
+        teacher_shape: tuple[int, ...] | None,
         chunks: Chunks,
     ) -> None:
         """Refuse shapes and chunks that don't fit, before any work is done."""
         check_logits(self.kind, "student_logits_NV", student_shape, self.student_size)
-        check_logits(self.kind, "teacher_logits_MU", teacher_shape, self.teacher_size)
-        check_chunks(self.kind, chunks, student_shape[0], teacher_shape[0])
+        if teacher_shape is not None:
+            check_logits(self.kind, "teacher_logits_MU", teacher_shape, self.teacher_size)
+        check_chunks(
+            self.kind, chunks, student_shape[0], None if teacher_shape is None else teacher_shape[0]
+        )
 
     def result(self, per_chunk_C: Tensor, **figures_C: Tensor) -> LossResult:
         """Return tau^2 times the sum over chunks, their count, and sums of detached figures."""

@@ -9,13 +9,14 @@ from xtoken.losses.base import Chunks
 from xtoken.losses.checks import check_chunks, check_logits
 from xtoken.losses.pooling import MASKED
 from xtoken.losses.projector import Projector
+from xtoken.losses.sources import Source, as_source
 
 BLOCK_ROWS = 64
 
 
 @torch.no_grad()
 def agreement(
-    student_logits_NV: Tensor, teacher_logits_MU: Tensor, chunks: Chunks, projector: Projector
+    student: Tensor | Source, teacher: Tensor | Source, chunks: Chunks, projector: Projector
 ) -> tuple[Tensor, Tensor]:
     """Return (hits, count): chunks where student and teacher agree on the likeliest next token.
 
@@ -23,23 +24,24 @@ def agreement(
               both at the chunk's first position, at temperature 1
 
     Args:
-        student_logits_NV, teacher_logits_MU: as for a loss.
+        student, teacher: logits or `Hidden`, as for a loss.
         chunks: the supervised chunks.
         projector: the fixed W.
 
     Returns:
         Two float32 scalars; their quotient, over any number of batches, is the agreement.
     """
-    check_logits("agreement", "student_logits_NV", student_logits_NV.shape, projector.student_size)
-    check_logits("agreement", "teacher_logits_MU", teacher_logits_MU.shape, projector.teacher_size)
-    check_chunks("agreement", chunks, student_logits_NV.shape[0], teacher_logits_MU.shape[0])
-    hits = torch.zeros((), device=student_logits_NV.device)
+    student, teacher = as_source(student), as_source(teacher)
+    check_logits("agreement", "student_logits_NV", student.shape, projector.student_size)
+    check_logits("agreement", "teacher_logits_MU", teacher.shape, projector.teacher_size)
+    check_chunks("agreement", chunks, student.shape[0], teacher.shape[0])
+    hits = torch.zeros((), device=student.inputs[0].device)
     for begin in range(0, len(chunks), BLOCK_ROWS):
         part = slice(begin, begin + BLOCK_ROWS)
         q_CR = projector.project(
-            _probs(student_logits_NV, chunks.student_start_C[part], projector, "student")
+            _probs(student, chunks.student_start_C[part], projector, "student")
         )
-        p_CU = _probs(teacher_logits_MU, chunks.teacher_start_C[part], projector, "teacher")
+        p_CU = _probs(teacher, chunks.teacher_start_C[part], projector, "teacher")
         p_CR = p_CU.index_select(1, projector.reached_R)
         hits += (q_CR.argmax(-1) == p_CR.argmax(-1)).sum()
     return hits, hits.new_tensor(float(len(chunks)))
@@ -47,24 +49,26 @@ def agreement(
 
 @torch.no_grad()
 def kept_mass(
-    teacher_logits_MU: Tensor, chunks: Chunks, projector: Projector
+    teacher: Tensor | Source, chunks: Chunks, projector: Projector
 ) -> tuple[Tensor, Tensor]:
     """Return (sum, count) of the teacher's mass on the ids that W reaches, before any folding.
 
     At each chunk's first position, at temperature 1, masked ids left out.
     """
-    check_logits("kept_mass", "teacher_logits_MU", teacher_logits_MU.shape, projector.teacher_size)
-    total = torch.zeros((), device=teacher_logits_MU.device)
+    teacher = as_source(teacher)
+    check_logits("kept_mass", "teacher_logits_MU", teacher.shape, projector.teacher_size)
+    total = torch.zeros((), device=teacher.inputs[0].device)
     for begin in range(0, len(chunks), BLOCK_ROWS):
         start_C = chunks.teacher_start_C[begin : begin + BLOCK_ROWS]
-        p_CU = _probs(teacher_logits_MU, start_C, projector, "teacher")
+        p_CU = _probs(teacher, start_C, projector, "teacher")
         total += p_CU.index_select(1, projector.reached_R).sum().to(total.dtype)
     return total, total.new_tensor(float(len(chunks)))
 
 
-def _probs(logits_NV: Tensor, index_C: Tensor, projector: Projector, side: str) -> Tensor:
+def _probs(source: Source, index_C: Tensor, projector: Projector, side: str) -> Tensor:
     """Return softmax of some rows over the real ids that are not masked: float32 or wider."""
     size = projector.student_size if side == "student" else projector.teacher_size
-    rows = logits_NV.index_select(0, index_C)[:, :size]
+    rows = source.open(index_C, size, keep=False)
+    rows = rows.index_select(0, index_C) if source.whole else rows
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     return rows.index_fill(1, getattr(projector, f"{side}_masked_X"), MASKED).softmax(-1)
