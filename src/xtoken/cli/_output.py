@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="OUT", help="Write one self-contained HTML page, too."),
+]
 Encoding = Annotated[
     str, typer.Option("--encoding", metavar="NAME", help="Encoding of the text files.")
 ]

@@ -9,7 +9,7 @@ import typer
 
 from xtoken.cli._app import app
 from xtoken.cli._inputs import read_texts, vocabulary
-from xtoken.cli._output import Encoding, Json, Student, Teacher, show, show_json
+from xtoken.cli._output import Encoding, Html, Json, Student, Teacher, say, show, show_json
 from xtoken.errors import UsageError
 
 MAX_BLOCKS = 2000
@@ -29,6 +29,7 @@ def align(
         str | None, typer.Option("--file", metavar="FILE", help="Read the text from a file.")
     ] = None,
     encoding: Encoding = "utf-8",
+    html: Html = None,
     json: Json = False,
 ) -> None:
     """Show how two tokenizers cut a text, and where the cuts meet."""
@@ -42,7 +43,7 @@ def align(
         raise UsageError("The text is empty; give at least one character.")
     from xtoken.align import align as make_alignment
     from xtoken.encode import encode_text
-    from xtoken.report import blocks, render_alignment
+    from xtoken.report import alignment_page, blocks, render_alignment, write_page
 
     student_vocab, teacher_vocab = vocabulary(student), vocabulary(teacher)
     ours, theirs = encode_text(student_vocab, content), encode_text(teacher_vocab, content)
@@ -55,6 +56,12 @@ def align(
         teacher_spans=theirs.spans,
     )
     parts = (student_vocab, teacher_vocab, ours.ids, theirs.ids, alignment)
+    if html is not None:
+        summary = (
+            f"{len(alignment):,} chunks; {100 * alignment.byte_coverage:.1f} % of bytes aligned."
+        )
+        names = {"student": student_vocab.name, "teacher": teacher_vocab.name}
+        write_page(alignment_page(blocks(*parts), **names, summary=summary), html)
     if json:
         show_json(
             {
@@ -72,3 +79,5 @@ def align(
         return
     # A book on a terminal scrolls everything else away; a pipe gets all of it.
     show(render_alignment(*parts, max_blocks=MAX_BLOCKS if sys.stdout.isatty() else None))
+    if html is not None:
+        say(f"The page: {html}")

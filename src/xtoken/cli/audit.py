@@ -8,7 +8,7 @@ import typer
 
 from xtoken.cli._app import app
 from xtoken.cli._inputs import read_texts, vocabulary
-from xtoken.cli._output import Encoding, Json, Student, Teacher, doing, show, show_json
+from xtoken.cli._output import Encoding, Html, Json, Student, Teacher, doing, say, show, show_json
 
 
 @app.command()
@@ -28,6 +28,7 @@ def audit(
         typer.Option(metavar="W", help="A projection of this pair, instead of a new one."),
     ] = None,
     encoding: Encoding = "utf-8",
+    html: Html = None,
     json: Json = False,
 ) -> None:
     """Compare two tokenizers and say which loss the pair asks for."""
@@ -39,9 +40,13 @@ def audit(
     given = Projection.load(projection, student_vocab, teacher_vocab) if projection else None
     with doing("Comparing the tokenizers"):
         report = make_audit(student_vocab, teacher_vocab, texts, projection=given)
+    from xtoken.report import audit_page, render_audit, write_page
+
+    if html is not None:
+        write_page(audit_page([report]), html)
     if json:
         show_json(report.to_dict())
         return
-    from xtoken.report import render_audit
-
     show(render_audit(report))
+    if html is not None:
+        say(f"The page: {html}")

@@ -26,8 +26,8 @@ def check_stride(max_length: int, stride: int | None) -> int:
     """
     if max_length < 2:
         raise EvaluationError(
-            f"max_length is {max_length} (or the model's own limit is); expected at least 2, a token "
-            f"and one before it."
+            f"max_length is {max_length} (or the model's own limit is); expected at least 2, a "
+            f"token and one before it."
         )
     if stride is None:
         return max_length // 2
