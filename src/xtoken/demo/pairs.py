@@ -61,7 +61,7 @@ PAIRS = {
         batch_size=4,
         max_length=256,
         held_out=40,
-        learning_rate=5e-4,
+        learning_rate=1e-3,
         loss={"kind": "p_kl"},
         combine={"scaling": "dynamic"},
     ),

@@ -23,6 +23,7 @@ from xtoken.evaluation import EvaluationTable, save_evaluation
 # The first passages train the student's tokenizer and warm it up; the compared trainings begin
 # after them, and the held-out passages are the last ones.
 WARM_UP_TEXTS = 8000
+WARM_UP_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -146,13 +147,17 @@ def _warm_up(
 ) -> Path:
     """Give a fresh student a start: plain language modelling on other passages."""
     say(f"Warming the fresh student up ({pair.warm_up_steps} steps of plain language modelling)")
-    file = assets.write_text(folder / "warm-up.jsonl", texts)
+    # A passage has some 170 tokens; a few more than are needed, so that none is seen twice.
+    needed = pair.warm_up_steps * pair.batch_size * WARM_UP_LENGTH // 170 + 100
+    file = assets.write_text(folder / "warm-up.jsonl", texts[:needed])
     config = _config(pair, folder / "start", student, teacher, file, seed, kd=0.0)
     data = config.to_dict()
-    data["data"] |= {"max_length": 128, "packing": True}
+    data["data"] |= {"max_length": WARM_UP_LENGTH, "packing": True}
     data["training"] |= {
         "max_steps": pair.warm_up_steps,
-        "learning_rate": 3e-3,
+        "learning_rate": 2e-3,
+        # Not annealed: both trainings go on from here with a schedule of their own.
+        "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 30,
         "logging_steps": 20,
     }
