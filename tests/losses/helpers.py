@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xtoken.losses import Chunks, Loss, LossResult
+from fake_vocab import FakeVocabulary, roles
+from xtoken.losses import Chunks, Loss, LossResult, make_loss
 from xtoken.projection import Projection
 
 
@@ -112,6 +113,60 @@ def make_case(
         teacher_target,
     )
     return Case(student, teacher, chunks, projection)
+
+
+STUDENT = FakeVocabulary(
+    [b"1", b"2", b"12", b"a", b"ab", b"b", b"0", roles("eos"), None, b"c", b"bc", b"13",
+     roles("pad"), b"2"]
+)  # fmt: skip
+TEACHER = FakeVocabulary(
+    [b"a", b"1", b"2", b"0", roles("eos"), b"20", b"abc", b"b", b"c", b"3", b"120",
+     roles("special"), b"21"]
+)  # fmt: skip
+# Chunks of bytes: a | 12 | abc | 120 | eos | 13 | 2 (as the student's second id for it) | 20.
+STUDENT_IDS = [3, 2, 4, 9, 2, 6, 7, 11, 13, 1, 6]
+TEACHER_IDS = [0, 1, 2, 6, 1, 5, 4, 1, 9, 2, 5]
+STUDENT_COUNTS = [1, 1, 2, 2, 1, 1, 1, 2]
+TEACHER_COUNTS = [1, 2, 1, 2, 1, 2, 1, 1]
+
+
+def byte_case(seed: int = 0, *, spread: float = 1.5) -> Case:
+    """Two small vocabularies of bytes, with W as it is built for them, and a text's chunks."""
+    projection = Projection.build(STUDENT, TEACHER)
+    generator = torch.Generator().manual_seed(seed)
+    N, M = len(STUDENT_IDS) + 1, len(TEACHER_IDS) + 2
+    student = torch.randn(N, len(STUDENT) + 1, generator=generator, dtype=torch.float64) * spread
+    teacher = torch.randn(M, len(TEACHER) + 2, generator=generator, dtype=torch.float64) * spread
+    student[:, len(STUDENT) :] = 50.0
+    teacher[:, len(TEACHER) :] = 50.0
+
+    def pairs(counts: list[int], begin: int) -> list[tuple[int, int]]:
+        return [(begin + sum(counts[:i]), count) for i, count in enumerate(counts)]
+
+    chunks = make_chunks(
+        pairs(STUDENT_COUNTS, 0),
+        pairs(TEACHER_COUNTS, 1),
+        torch.tensor([*STUDENT_IDS, -1]),
+        torch.tensor([-1, *TEACHER_IDS, -1]),
+    )
+    return Case(student, teacher, chunks, projection)
+
+
+def case_for(kind: str, seed: int = 0) -> Case:
+    """Return a case that a kind of loss can be run on."""
+    if kind == "direct":
+        return make_case(identity_projection(7, masked=(3,)), seed=seed)
+    if kind in ("csd", "bpm", "path_kl"):
+        return byte_case(seed)
+    return make_case(seed=seed)
+
+
+def loss_for(kind: str, case: Case, **settings) -> Loss:
+    """Make a loss for the case of its kind."""
+    vocabs = {}
+    if kind in ("csd", "bpm", "path_kl"):
+        vocabs = {"student_vocab": STUDENT, "teacher_vocab": TEACHER}
+    return make_loss(kind, projection=case.projection, **vocabs, **settings)
 
 
 def run(loss: Loss, case: Case) -> tuple[LossResult, Tensor]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from losses.helpers import Case, identity_projection, make_case, make_chunks, small_projection
+from losses.helpers import Case, case_for, loss_for, make_case, make_chunks, small_projection
 from xtoken.errors import LossError
 from xtoken.losses import (
     LOSSES,
@@ -89,8 +89,8 @@ def sides(case: Case, options: dict, dtype=torch.float64) -> tuple[Side, Side]:
 
 
 def loss_and_case(kind: str, extra: dict):
-    projection = identity_projection(7, masked=(3,)) if kind == "direct" else small_projection()
-    return make_loss(kind, projection=projection, **extra), make_case(projection)
+    case = case_for(kind)
+    return loss_for(kind, case, **extra), case
 
 
 @pytest.mark.parametrize("options", HEADS, ids=str)

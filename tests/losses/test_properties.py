@@ -12,14 +12,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from losses.helpers import (
+    STUDENT,
     Case,
+    byte_case,
+    case_for,
     identity_projection,
+    loss_for,
     make_case,
     make_chunks,
     run,
     small_projection,
 )
-from xtoken.losses import GOLD, HKL, PKL, ULD, Chunks, Direct, Projector, agreement, kept_mass
+from xtoken.losses import (
+    ALM,
+    BPM,
+    CSD,
+    GOLD,
+    HKL,
+    PKL,
+    ULD,
+    Chunks,
+    Direct,
+    Projector,
+    Strict,
+    agreement,
+    kept_mass,
+)
+from xtoken.losses import (
+    LOSSES as KINDS,
+)
 from xtoken.projection import Projection
 
 POOLINGS = ["first", "chain_rule", "mean"]
@@ -38,6 +59,8 @@ LOSSES = {
     "gold chain": lambda p: GOLD(p, pooling="chain_rule"),
     "uld": ULD,
     "uld chain": lambda p: ULD(p, pooling="chain_rule"),
+    "strict": Strict,
+    "alm": ALM,
 }
 
 
@@ -65,7 +88,21 @@ def test_a_student_equal_to_its_teacher_has_no_loss(name):
         assert gradient.abs().max() < 1e-9
     if "kept_mass" in result.metrics and "rest" not in name:
         _, count = result.metrics["kept_mass"]
-        assert float(count) == 4
+        assert float(count) == (2 if name == "strict" else 4)
+
+
+def test_a_student_equal_to_its_teacher_has_no_loss_on_events():
+    """CSD and BPM between two copies of one vocabulary, chunks of one token."""
+    for make in (CSD, BPM):
+        projection = Projection.build(STUDENT, STUDENT)
+        case = byte_case()
+        target = case.chunks.student_target_N
+        pairs = [(r, 1) for r in (0, 1, 6, 9)]
+        chunks = make_chunks(pairs, pairs, target, target)
+        case = Case(case.student, case.student.clone(), chunks, projection)
+        result, gradient = run(make(projection, STUDENT, STUDENT), case)
+        assert abs(float(result.total)) < 1e-9
+        assert gradient.abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("support", ["full", "reached"])
@@ -111,6 +148,25 @@ def test_rest_bucket_is_a_lower_bound_that_grows_with_k(seed, spread):
     values.append(float(run(PKL(case.projection), case)[0].total))
     assert all(low <= high + 1e-9 for low, high in pairwise(values))
     assert values[0] >= -1e-9
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_splitting_the_chunks_of_any_kind_adds_up(kind):
+    case = case_for(kind)
+    loss = loss_for(kind, case)
+    whole, gradient = run(loss, case)
+    parts = [
+        run(loss, replace(case, chunks=case.chunks.select(index)))
+        for index in (
+            torch.tensor([4, 1]),
+            torch.tensor([0, 2, 3]),
+            torch.tensor([5]),
+            torch.arange(6, len(case.chunks)),
+        )
+    ]
+    torch.testing.assert_close(sum(p[0].total for p in parts), whole.total)
+    torch.testing.assert_close(sum(p[0].count for p in parts), whole.count)
+    torch.testing.assert_close(sum(p[1] for p in parts), gradient)
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
@@ -164,11 +220,11 @@ def test_relabelling_ids_changes_nothing(name):
     torch.testing.assert_close(gradient[:, :7][:, new_student], expected_gradient[:, :7])
 
 
-@pytest.mark.parametrize("name", list(LOSSES))
-def test_no_chunks_give_zero_and_a_zero_gradient(name):
-    case = make_case()
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_no_chunks_give_zero_and_a_zero_gradient(kind):
+    case = case_for(kind)
     case = replace(case, chunks=case.chunks.select(torch.zeros(0, dtype=torch.int64)))
-    result, gradient = run(LOSSES[name](case.projection), case)
+    result, gradient = run(loss_for(kind, case), case)
     assert float(result.total.detach()) == 0
     assert float(result.count) == 0
     assert not gradient.any()
@@ -245,6 +301,24 @@ def test_proposition_1_of_the_paper():
     torch.testing.assert_close(gradient[rows][:, uncommon], p_S[:, uncommon] * mass[:, None])
     assert (gradient[rows][:, uncommon] > 0).all()
     torch.testing.assert_close(result.metrics["kept_mass"][0], mass.sum())
+
+
+def test_a_rest_bucket_ends_the_suppression():
+    """Under strict 1:1 an unshared logit moves only by how far REST is off: p_j (1 - r_T / r_S).
+
+    d/dz_j of -r_T log r_S - sum_shared p_T log p_S is p_j * (mass of T) - r_T p_j / r_S.
+    """
+    case = one_to_one(make_case())
+    _, gradient = run(Strict(case.projection), case)
+    common_S, common_T = (torch.from_numpy(x).long() for x in case.projection.exact_pairs())
+    rows = case.chunks.student_start_C
+    p_S = case.student[rows][:, :6].softmax(-1)
+    r_T = 1 - case.teacher[rows][:, :7].softmax(-1)[:, common_T].sum(-1)
+    r_S = 1 - p_S[:, common_S].sum(-1)
+    uncommon = [2, 4, 5]
+    expected = p_S[:, uncommon] * (1 - r_T / r_S)[:, None]
+    torch.testing.assert_close(gradient[rows][:, uncommon], expected)
+    assert (gradient[rows][:, uncommon] < 0).any()
 
 
 def test_p_kl_does_not_suppress_what_shares_a_teacher_token():

@@ -48,6 +48,8 @@ class PKL(_Divergence):
     pooling: Pooling = "first"
     support: Support = "full"
     top_k: AtLeastOne | None = None
+    # `learned` needs the trainer to optimise the loss's own parameters; Python API only so far.
+    weights: Literal["fixed"] = "fixed"
 
     def ignored(self) -> dict[str, str]:
         """See `Section.ignored`."""
@@ -113,13 +115,41 @@ class Direct(_Divergence):
     kind: Literal["direct"] = "direct"
 
 
+class ALM(LossSettings):
+    """ALM: how likely each model finds a chunk's own text."""
+
+    kind: Literal["alm"] = "alm"
+    alm_temperature: Positive = 100.0
+
+
+class Strict(_Divergence):
+    """Strict 1:1: KL on shared tokens and a rest bucket, where both models say one token."""
+
+    kind: Literal["strict"] = "strict"
+
+
+class CSD(_Divergence):
+    """CSD: events that both tokenizers can spell, and a rest bucket, in chunks of every kind."""
+
+    kind: Literal["csd"] = "csd"
+    beta: NotNegative = 1.0
+
+
+class BPM(_Divergence):
+    """BPM: the teacher's mass on the longest student token that begins each teacher token."""
+
+    kind: Literal["bpm"] = "bpm"
+
+
 def _with_kind(value: Any) -> Any:
     """Let `loss: {temperature: 2}` mean P-KL, as no `loss:` at all does."""
     return {"kind": "p_kl", **value} if isinstance(value, dict) else value
 
 
 LossConfig = Annotated[
-    PKL | HKL | GOLD | ULD | Direct, Field(discriminator="kind"), BeforeValidator(_with_kind)
+    PKL | HKL | GOLD | ULD | Direct | ALM | Strict | CSD | BPM,
+    Field(discriminator="kind"),
+    BeforeValidator(_with_kind),
 ]
 
 LOSS_CLASSES: dict[str, type[LossSettings]] = {

@@ -21,11 +21,11 @@ def check_choice(loss: str, name: str, value: Any, allowed: Sequence[str]) -> No
         raise LossError(f"{loss}: {name} is {value!r}; expected one of {', '.join(allowed)}.")
 
 
-def check_temperature(loss: str, temperature: float) -> None:
+def check_temperature(loss: str, temperature: float, name: str = "temperature") -> None:
     """Refuse a temperature that is not a positive finite number."""
     if not 0 < temperature < float("inf"):
         raise LossError(
-            f"{loss}: temperature is {temperature}; expected a positive number "
+            f"{loss}: {name} is {temperature}; expected a positive number "
             f"(1 leaves the logits as they are)."
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from xtoken.losses.base import Direction, LossResult, Pooling, Support
 from xtoken.losses.checks import check_choice, check_top_k
 from xtoken.losses.columns import floor_of
 from xtoken.losses.divergence import divergence
+from xtoken.losses.learned import LearnedWeights
 from xtoken.losses.loss import Loss
 from xtoken.losses.p_kl_fused import ProjectedKL
 from xtoken.losses.pooling import MASKED, POOLINGS, Rows, rest_log_prob, segment_mean
@@ -21,6 +22,8 @@ from xtoken.losses.projector import Projector
 if TYPE_CHECKING:
     from xtoken.projection import Projection
 
+Weights = Literal["fixed", "learned"]
+WEIGHTS: tuple[Weights, ...] = ("fixed", "learned")
 SUPPORTS: tuple[Support, ...] = ("full", "reached", "topk_rest", "topk_batch")
 # Teacher ids of a position beyond these carry under a percent of its mass on ordinary text.
 DEFAULT_TOP_K = 64
@@ -56,6 +59,8 @@ class PKL(Loss):
             both sides renormalised; depends on how a batch is split (for comparison only).
         top_k: k of the two top-k supports; 64 for `topk_rest`, 8192 for `topk_batch`.
         jsd_beta: mixture weight under `jsd` (0.5).
+        weights: `fixed`, or `learned`: the loss then has parameters (`LearnedWeights`) that are
+            trained with the student; give them to the optimizer with their own learning rate.
 
     Metrics: `kept_mass`, the teacher's mass at the first position on the ids that W reaches
     (`full`, `reached`), or on the chosen k (`topk_rest`, `topk_batch`).
@@ -78,6 +83,7 @@ class PKL(Loss):
         support: Support = "full",
         top_k: int | None = None,
         jsd_beta: float | None = None,
+        weights: Weights = "fixed",
     ) -> None:
         super().__init__(
             projection.student_masked,
@@ -100,6 +106,8 @@ class PKL(Loss):
                 "p_kl: the projection reaches no teacher id, so there is nothing to compare; "
                 "look at `xtoken audit` for this pair."
             )
+        check_choice(self.kind, "weights", weights, WEIGHTS)
+        self.learned = LearnedWeights(self.projector) if weights == "learned" else None
         default = DEFAULT_TOP_K if support == "topk_rest" else DEFAULT_BATCH_TOP_K
         self.top_k = min(top_k or default, self.projector.columns)
 
@@ -139,17 +147,13 @@ class PKL(Loss):
     def _fused(self) -> bool:
         forward = self.direction == "teacher_to_student"
         plain = self.support == "full" and self.pooling == "first" and forward
-        return plain and self.weights() is None
+        return plain and self.learned is None
 
     def _block_fused(self, student: Rows, teacher: Rows) -> LossResult:
         """Return what `block` does, for the settings that most runs have, in less time."""
         teacher_CU, share_C = self._foldable(teacher.logits_RV)
         per_chunk_C, kept_C = ProjectedKL.apply(student.logits_RV, teacher_CU, self.projector)
         return self.result(per_chunk_C, kept_mass=kept_C * share_C)
-
-    def weights(self) -> Tensor | None:
-        """Return the weights of the mixed entries; None takes the projection's own."""
-        return None
 
     # Measures are lists of parts whose divergences add up: [plain, mixed] columns where nothing
     # has to look across them, else one part with all columns.
@@ -163,7 +167,8 @@ class PKL(Loss):
             logp_CV = mean_CV.clamp_min(floor_of(mean_CV.dtype)).log()
         else:
             logp_CV = rows.first(logp_RV)
-        parts = list(self.projector.log_project(logp_CV, self.weights()))
+        weight_E = None if self.learned is None else self.learned()
+        parts = list(self.projector.log_project(logp_CV, weight_E))
         if self.support == "full" and self.pooling == "first":
             return parts
         q_log_CR = torch.cat(parts, dim=1)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xtoken.projection import Projection
 
 # Keeps the logarithm of an underflown probability finite.
-TINY = torch.finfo(torch.float64).tiny
+TINY = torch.finfo(torch.float64).tiny * 1e8
 # (code): added inside and outside the student's renormalisation under pooling `mean`.
 MEAN_EPSILON = 1e-10
 

@@ -7,18 +7,24 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from xtoken.errors import LossError
+from xtoken.losses.alm import ALM
+from xtoken.losses.bpm import BPM
+from xtoken.losses.csd import CSD
 from xtoken.losses.direct import Direct
 from xtoken.losses.gold import GOLD
 from xtoken.losses.h_kl import HKL
 from xtoken.losses.loss import Loss
 from xtoken.losses.p_kl import PKL
+from xtoken.losses.strict import Strict
 from xtoken.losses.uld import ULD
 
 if TYPE_CHECKING:
     from xtoken.projection import Projection
     from xtoken.vocab import Vocabulary
 
-LOSSES: dict[str, type[Loss]] = {loss.kind: loss for loss in (PKL, HKL, GOLD, ULD, Direct)}
+LOSSES: dict[str, type[Loss]] = {
+    loss.kind: loss for loss in (PKL, HKL, GOLD, ULD, Direct, ALM, Strict, CSD, BPM)
+}
 
 
 def loss_settings(kind: str) -> dict[str, Any]:
@@ -39,8 +45,8 @@ def make_loss(
 
     Args:
         kind: a key of `LOSSES`.
-        student_vocab, teacher_vocab: the two tokenizers. Needed by `direct`; elsewhere they are
-            checked against the projection.
+        student_vocab, teacher_vocab: the two tokenizers. Needed by the losses that look at
+            tokens' bytes and by `direct`; elsewhere they are checked against the projection.
         projection: W; needed by every loss but `direct`.
         settings: see `loss_settings(kind)`.
 
@@ -62,7 +68,12 @@ def make_loss(
         raise LossError(f"{kind}: needs a projection; build one with Projection.build(...).")
     if hasattr(projection, "check_vocabularies"):
         projection.check_vocabularies(student_vocab, teacher_vocab)
-    return loss_class(projection, **settings)  # type: ignore[arg-type]
+    arguments: list[Any] = [projection]
+    if "student_vocab" in inspect.signature(loss_class.__init__).parameters:
+        if student_vocab is None or teacher_vocab is None:
+            raise LossError(f"{kind}: needs student_vocab and teacher_vocab (their bytes).")
+        arguments += [student_vocab, teacher_vocab]
+    return loss_class(*arguments, **settings)
 
 
 def _direct(
