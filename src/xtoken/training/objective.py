@@ -152,7 +152,7 @@ class Objective:
         targets_N = next_targets(batch["labels"])
         parts = Parts(ce=cross_entropy(logits_NV, targets_N), kd=[])
         parts.sums.add("ce", parts.ce.total, parts.ce.count)
-        self._student_bytes(parts, targets_N)
+        self._student_bytes(parts, logits_NV, targets_N)
         for index, term in enumerate(self.teachers if with_teachers else ()):
             parts.kd.append(
                 self._teacher(index, term, logits_NV, batch, parts.sums, figures, enter)
@@ -201,18 +201,26 @@ class Objective:
         if len(self.teachers) > 1:
             sums.add(f"{name}/{teacher}", total, count)
 
-    def _student_bytes(self, parts: Parts, targets_N: Tensor) -> None:
+    def _student_bytes(self, parts: Parts, logits_NV: Tensor, targets_N: Tensor) -> None:
+        """Add the student's bits per byte: an eos has nats but no bytes, so it stays out."""
         if self.byte_lengths is None:
             return
         self.byte_lengths = self.byte_lengths.to(targets_N.device)
-        size = (self.byte_lengths[targets_N.clamp_min(0)] * (targets_N != IGNORED)).sum()
-        parts.sums.add("bpb", parts.ce.total, size * LN2)
+        supervised_N = targets_N != IGNORED
+        size_N = self.byte_lengths[targets_N.clamp_min(0)] * supervised_N
+        rows = (supervised_N & (size_N == 0)).nonzero().squeeze(1)
+        nats = parts.ce.total.detach()
+        if len(rows):
+            with torch.no_grad():
+                without_bytes = cross_entropy(logits_NV[rows], targets_N[rows])
+            nats = nats - without_bytes.total
+        parts.sums.add("bpb", nats, size_N.sum() * LN2)
 
 
 def realised_nats(
     logits_MU: Tensor, chunks: Chunks, byte_lengths_U: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return (nats, bytes) of the teacher tokens inside supervised chunks.
+    """Return (nats, bytes) of the teacher tokens with bytes inside supervised chunks.
 
     nats = - sum_r log softmax(logits[r])[target[r]] over the chunks' rows, on the real
     vocabulary (`len(byte_lengths_U)` columns); bytes is the sum of those tokens' lengths.
@@ -225,6 +233,9 @@ def realised_nats(
     )
     rows = first + offset
     targets = chunks.teacher_target_M[rows]
+    # An eos that closes the text has nats but no bytes.
+    has_bytes = byte_lengths_U[targets] > 0
+    rows, targets = rows[has_bytes], targets[has_bytes]
     size = byte_lengths_U.shape[0]
     nats = torch.zeros((), dtype=torch.float64, device=logits_MU.device)
     for block, target in zip(rows.split(BLOCK_ROWS), targets.split(BLOCK_ROWS), strict=True):
