@@ -228,7 +228,9 @@ def disk_full(error: BaseException | None) -> str | None:
         if "No space left" in text or "os error 28" in text or "Disk quota" in text:
             return "the disk is full"
         # torch's archive writer reports a short write without its cause.
-        if isinstance(error, RuntimeError) and "file write failed" in text:
+        if isinstance(error, RuntimeError) and (
+            "file write failed" in text or "inline_container" in text
+        ):
             return "the disk is full or can't be written to"
         error = error.__cause__ or error.__context__
     return None

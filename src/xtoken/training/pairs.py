@@ -96,6 +96,14 @@ def make_pairs(config: RunConfig, folder: Path | None, *, write: bool, say: Say)
     return Pairs(student, tuple(pairs))
 
 
+def keep_projections(pairs: Pairs, folder: Path) -> None:
+    """Write the projections that were built for this run into its folder."""
+    for pair in pairs.teachers:
+        if pair.projection_file is not None and pair.projection_file.parent == folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            pair.projection.save(pair.projection_file)
+
+
 def _projection(
     config: RunConfig,
     index: int,

@@ -21,7 +21,7 @@ from xtoken.training.checkpoints import find_checkpoint
 from xtoken.training.datasets import RunData, read_data
 from xtoken.training.export import export_student
 from xtoken.training.model_card import model_card
-from xtoken.training.pairs import Pair, Pairs, Say, make_pairs
+from xtoken.training.pairs import Pair, Pairs, Say, keep_projections, make_pairs
 from xtoken.training.records import environment, evaluation_table, write_json
 from xtoken.training.saving import full_disk_is_an_error
 from xtoken.training.student import require_peft, student_dtype
@@ -96,8 +96,11 @@ def _train(
     args = training_arguments(config)
     main = args.process_index == 0
     say = _silent if not main else say or (_silent if progress == "none" else _to_stderr)
-    pairs = make_pairs(config, folder, write=main, say=say)
+    pairs = make_pairs(config, folder, write=False, say=say)
     data = read_data(config, pairs, progress=progress if main else "none", say=say)
+    if main:
+        # Only now: a run file whose data can't be read leaves nothing behind.
+        keep_projections(pairs, folder)
     # Adapters are drawn at random before the Trainer sets its seed.
     set_seed(config.seed)
     say(f"Loading {_listed([config.student.model, *(t.model for t in taught_by(config))])}.")

@@ -113,6 +113,7 @@ class XTokenTrainer(Trainer):
                 "DDP or one process, or a loss without"
             )
         self.step_loss = StepLoss(self.combine, objective.weights, self.ranks.sum)
+        self._window_rows: list[int] = []
         self.figures = StepFigures(self.args.device)
         self.chunks_seen = [0.0] * len(objective.teachers)
 
@@ -228,6 +229,7 @@ class XTokenTrainer(Trainer):
                 f"{self._place(inputs)}: {problem}. {self._saved_so_far()} Look at these examples, "
                 "lower training.learning_rate, or use bf16 rather than fp16"
             )
+        self._window_rows += inputs["indices"].tolist()
         self.figures.sums.merge(parts.sums)
         loss = self.step_loss.loss(parts) * self.ranks.count
         return (loss, None) if return_outputs else loss
@@ -236,11 +238,12 @@ class XTokenTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # Under fp16 an overflow is normal: the loss scaler skips the step.
         scaled = getattr(self.accelerator, "scaler", None) is not None
+        rows, self._window_rows = ", ".join(map(str, self._window_rows)), []
         if not scaled and not bool(torch.isfinite(torch.as_tensor(norm))):
             raise TrainingError(
-                f"the gradient is not finite at step {self.state.global_step + 1} although the "
-                f"loss is. {self._saved_so_far()} Lower training.learning_rate, or train in bf16 "
-                "or float32"
+                f"step {self.state.global_step + 1}, training examples {rows} (counted from 0): "
+                f"the gradient is not finite although the loss is. {self._saved_so_far()} Lower "
+                "training.learning_rate, or train in bf16 or float32"
             )
         return norm
 
