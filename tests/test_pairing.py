@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import TINY_TEXT, train_tokenizer
+from tiny_models import TINY_TEXT, train_tokenizer
 from xtoken.align import align
 from xtoken.data import PairedDataset, Pairing, PairingSettings, Record, build_dataset
 from xtoken.data.rows import make_row, pack
@@ -507,3 +507,15 @@ def test_pairing_needs_no_torch() -> None:
 
     code = "import sys, xtoken.data; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_tokenizer_without_eos_pairs_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asked for an eos, so its absence is no error."""
+    from xtoken.data.pairing import _encode_pieces, _Piece
+    from xtoken.vocab import Vocabulary
+
+    vocab = Vocabulary.from_tokenizer(train_tokenizer(vocab_size=340, split_digits=True))
+    monkeypatch.delitem(vocab._roles.id_of, "eos")
+    assert vocab.role_id("eos") is None
+    (encoding,) = _encode_pieces(vocab, [_Piece("12 + 30 = 42", "row 1", True)])
+    assert vocab.join_bytes(encoding.ids) == b"12 + 30 = 42"

@@ -105,7 +105,7 @@ def _read_json(path: Path, encoding: str) -> Iterator[Row]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{where}: broken JSON at column {error.colno}: {error.msg}; expected one JSON "
+                f"{where}: broken JSON at column {error.pos + 1}: {error.msg}; expected one JSON "
                 "object a line"
             ) from None
         yield row, where, offset

@@ -256,6 +256,8 @@ def _encode_pieces(vocab: Vocabulary, pieces: Sequence[_Piece]) -> list[Encoding
     encodings: dict[int, Encoding] = {}
     for eos in (False, True):
         chosen = [index for index, piece in enumerate(pieces) if (piece.ends and has_eos) == eos]
+        if not chosen:
+            continue  # also: a tokenizer without eos is never asked for one
         found = encode_texts(vocab, [pieces[index].text for index in chosen], eos=eos)
         encodings.update(zip(chosen, found, strict=True))
     return [encodings[index] for index in range(len(pieces))]
