@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import train_tokenizer
 from fake_vocab import FakeVocabulary, roles
+from tiny_models import train_tokenizer
 from xtoken.audit import AuditReport, audit, table_8_counts
 from xtoken.audit.classes import TITLES, classify, title
 from xtoken.audit.coverage import byte_strings

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import TINY_TEXT, train_tokenizer
+from tiny_models import TINY_TEXT, train_tokenizer
 from xtoken.align import ChunkKind
 from xtoken.data import (
     PairCollator,

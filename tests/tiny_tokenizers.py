@@ -15,7 +15,7 @@ from tokenizers import (
     trainers,
 )
 
-from conftest import TINY_TEXT
+from tiny_models import TINY_TEXT
 
 CONTROL = ["<unk>", "<s>", "</s>"]
 CHATML = (
