@@ -43,7 +43,7 @@ def fails(code, *arguments):
         ("teachers.0.model=.", 2, "has no tokenizer"),
         ("teachers.0.tokenizer=./nowhere", 2, "There is no directory"),
         ("loss.kind=direct", 2, "teachers.0 (teacher) can't be used with loss.kind: direct"),
-        ("data.train=nothing.jsonl", 1, "There is no file nothing.jsonl"),
+        ("data.train=nothing.jsonl", 2, "There is no file nothing.jsonl"),
         ("output_dir=run.yaml", 2, "is a file"),
         ("projection.path=nothing.safetensors", 1, "There is no projection file"),
     ],

@@ -219,3 +219,11 @@ def test_sources_that_are_not_there(tmp_path) -> None:
 def test_names_that_datasets_does_not_know() -> None:
     with pytest.raises(DataError, match="nobody/nothing, split train, is neither a file"):
         read_records("nobody/nothing")
+
+
+def test_data_that_is_nowhere_is_a_mistake_in_the_run_file(tmp_path) -> None:
+    from xtoken.errors import DataNotFoundError
+
+    with pytest.raises(DataNotFoundError, match="There is no file") as raised:
+        list(read_records(str(tmp_path / "no" / "such.jsonl")))
+    assert raised.value.exit_code == 2

@@ -48,6 +48,12 @@ class DataError(XTokenError):
     """A data file is missing rows, columns or valid text."""
 
 
+class DataNotFoundError(DataError):
+    """What a run file names as data is neither here nor on the hub: a mistake in the run file."""
+
+    exit_code = 2
+
+
 class TrainingError(XTokenError):
     """Training can't go on: no support, NaN loss, unusable checkpoint, full disk."""
 

@@ -158,7 +158,7 @@ def _message(problems: Sequence[Problem], source: str, origins: Mapping[str, str
         for problem in told
     ]
     if len(lines) == 1:
-        return f"{lines[0]}."
+        return lines[0] if lines[0].endswith("?") else f"{lines[0]}."
     return "\n".join([f"{len(lines)} things are wrong with {source}:", *(f"  {x}" for x in lines)])
 
 

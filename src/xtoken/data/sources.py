@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from xtoken.data.files import SUFFIXES, Row, kind_of_file, read_file
 from xtoken.data.records import Columns, Format, Record, RowReader
-from xtoken.errors import DataError
+from xtoken.errors import DataError, DataNotFoundError
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _parts(source: SourceSpec) -> list[_File | _Table]:
             raise DataError(f"No file matches {source.path}")
         return [*files]
     if kind_of_file(path) or path.is_absolute() or source.path.startswith((".", "~")):
-        raise DataError(
+        raise DataNotFoundError(
             f"There is no file {source.path}; paths are relative to the current directory "
             f"({Path.cwd()})"
         )
@@ -189,7 +189,7 @@ def _hub(source: SourceSpec) -> _Table:
         table = datasets.load_dataset(source.path, source.name, split=source.split)
     except Exception as error:  # datasets raises a dozen kinds, builders any others
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(
+        raise DataNotFoundError(
             f"{name}, split {source.split}, is neither a file nor a folder here, and `datasets` "
             f"can't load it: {reason[0]}. Check the name, split and network, or give a local file"
         ) from error
