@@ -182,5 +182,7 @@ def run_reference(function, case: Case, *args, **settings) -> tuple[Tensor, Tens
     """Return the reference's loss and gradient."""
     student = case.student.clone().requires_grad_()
     total = function(student, case.teacher, case.chunks, case.projection, *args, **settings)
-    (gradient,) = torch.autograd.grad(total, student, allow_unused=True)
-    return total.detach(), torch.zeros_like(student) if gradient is None else gradient
+    if not total.requires_grad:  # no chunk counts
+        return total, torch.zeros_like(student)
+    (gradient,) = torch.autograd.grad(total, student)
+    return total.detach(), gradient

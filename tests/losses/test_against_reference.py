@@ -10,6 +10,7 @@ import torch
 from losses.helpers import STUDENT, TEACHER, Case, case_for, loss_for, run, run_reference
 from xtoken.losses import LOSSES, PKL, cross_entropy, reference
 from xtoken.losses import reference_events as events
+from xtoken.losses import reference_path as paths
 from xtoken.losses.blocks import Term, run_terms
 from xtoken.losses.sources import LogitSource
 
@@ -49,9 +50,14 @@ def build(kind: str, case: Case, settings: dict):
         args = tuple(texts)
     if kind == "bpm":
         args = (list(events.longest_prefixes(*texts, {4: 7})),)
+    if kind == "path_kl":
+        args = (
+            paths.Paths(STUDENT, TEACHER, {7: 4}, projection.student_masked),
+            paths.Paths(TEACHER, STUDENT, {4: 7}, projection.teacher_masked),
+        )
     function = {"gold": reference.h_kl}.get(kind)
     if function is None:
-        module = events if hasattr(events, kind) else reference
+        module = next(m for m in (events, paths, reference) if hasattr(m, kind))
         function = getattr(module, kind)
     return loss, function, args, settings
 
@@ -69,7 +75,7 @@ def grid():
     for pooling, k in itertools.product(["first", "chain_rule"], [None, 2, 8]):
         yield "uld", {"pooling": pooling, "top_k": k}
     for direction, beta in DIRECTIONS:
-        for kind in ("direct", "strict", "csd", "bpm"):
+        for kind in ("direct", "strict", "csd", "bpm", "path_kl"):
             yield kind, settings_of(direction, beta)
         yield "csd", settings_of(direction, beta) | {"beta": 0.4}
     yield "alm", {}

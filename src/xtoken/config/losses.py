@@ -141,13 +141,19 @@ class BPM(_Divergence):
     kind: Literal["bpm"] = "bpm"
 
 
+class PathKL(_Divergence):
+    """Path-KL: every position of a chunk as a conditional on the other side's tokens."""
+
+    kind: Literal["path_kl"] = "path_kl"
+
+
 def _with_kind(value: Any) -> Any:
     """Let `loss: {temperature: 2}` mean P-KL, as no `loss:` at all does."""
     return {"kind": "p_kl", **value} if isinstance(value, dict) else value
 
 
 LossConfig = Annotated[
-    PKL | HKL | GOLD | ULD | Direct | ALM | Strict | CSD | BPM,
+    PKL | HKL | GOLD | ULD | Direct | ALM | Strict | CSD | BPM | PathKL,
     Field(discriminator="kind"),
     BeforeValidator(_with_kind),
 ]

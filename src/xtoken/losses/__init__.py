@@ -23,6 +23,7 @@ from xtoken.losses.learned import LearnedWeights
 from xtoken.losses.loss import Loss
 from xtoken.losses.metrics import agreement, kept_mass
 from xtoken.losses.p_kl import PKL
+from xtoken.losses.path_kl import PathKL
 from xtoken.losses.projector import Projector
 from xtoken.losses.registry import LOSSES, loss_settings, make_loss
 from xtoken.losses.strict import Strict
@@ -45,6 +46,7 @@ __all__ = [
     "Loss",
     "LossResult",
     "OutputHead",
+    "PathKL",
     "Pooling",
     "Projector",
     "SignalKind",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from xtoken.losses.checks import check_temperature
 from xtoken.losses.columns import floor_of
 from xtoken.losses.events import realised_log_probs
 from xtoken.losses.loss import Loss
+from xtoken.losses.parts import RowsRead
 from xtoken.losses.pooling import Rows, segment_sum
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class ALM(Loss):
         self.alm_temperature = float(alm_temperature)
 
     @property
-    def rows(self) -> Literal["first", "all"]:
+    def rows(self) -> RowsRead:
         """Every token's probability counts."""
         return "all"
 

@@ -31,6 +31,8 @@ class Chunks:
     student token, `student_count_C[c] >= 1` the number of its tokens; the teacher's likewise.
     `student_target_N[r]` is the id of the token that row r predicts (-1: none), so the realised
     ids of a chunk are `student_target_N[start : start + count]`.
+
+    `note_CX` is a loss's own: what it wrote down about each chunk before the batch was cut up.
     """
 
     student_start_C: Tensor
@@ -39,6 +41,7 @@ class Chunks:
     teacher_count_C: Tensor
     student_target_N: Tensor
     teacher_target_M: Tensor
+    note_CX: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.student_start_C.shape[0])
@@ -52,14 +55,15 @@ class Chunks:
             function(self.teacher_count_C),
             function(self.student_target_N),
             function(self.teacher_target_M),
+            None if self.note_CX is None else function(self.note_CX),
         )
 
     def to(self, device: torch.device | str) -> Chunks:
         """Return the same chunks on another device."""
         return self.map(lambda tensor: tensor.to(device))
 
-    def select(self, index_C: Tensor) -> Chunks:
-        """Return the chunks that `index_C` (bool mask or int64 positions) picks; rows stay."""
+    def select(self, index_C: Tensor | slice) -> Chunks:
+        """Return the chunks that `index_C` (mask, positions or slice) picks; rows stay."""
         return Chunks(
             self.student_start_C[index_C],
             self.student_count_C[index_C],
@@ -67,6 +71,7 @@ class Chunks:
             self.teacher_count_C[index_C],
             self.student_target_N,
             self.teacher_target_M,
+            None if self.note_CX is None else self.note_CX[index_C],
         )
 
 

@@ -87,7 +87,7 @@ class Hidden:
         """Rows and columns of the logits."""
         return self.inputs[0].shape[0], self.head.columns
 
-    def buffers(self, wanted: Sequence[bool], once_N: Tensor | None) -> list[Tensor | None]:
+    def buffers(self, wanted: Sequence[bool]) -> list[Tensor | None]:
         """Return zeros for the states and each weight that want a gradient."""
         return [
             torch.zeros_like(tensor) if want else None

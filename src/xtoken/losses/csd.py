@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from xtoken.losses.base import Direction, LossResult
 from xtoken.losses.checks import check_weight
 from xtoken.losses.completions import Completions, token_bytes_of
 from xtoken.losses.events import divergence_terms, final_events
+from xtoken.losses.parts import RowsRead
 from xtoken.losses.pooling import Rows
 from xtoken.losses.strict import SharedIdsLoss
 
@@ -65,7 +66,7 @@ class CSD(SharedIdsLoss):
         self._teacher_whole = Completions(self._bytes[1], self._bytes[0])
 
     @property
-    def rows(self) -> Literal["first", "all"]:
+    def rows(self) -> RowsRead:
         """Prefixes are read too."""
         return "all"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from xtoken.losses.checks import (
     check_temperature,
 )
 from xtoken.losses.divergence import DIRECTIONS
+from xtoken.losses.parts import RowsRead
 from xtoken.losses.pooling import Rows
 from xtoken.losses.sources import Source, as_source
 
@@ -32,7 +33,8 @@ class Loss(nn.Module):
     Attributes:
         kind: the loss's name in a run file.
         accepts: teacher signals that it can use.
-        rows: `first` if only the first logit row of each chunk is read, else `all`.
+        rows: `first` if only the first logit row of each chunk is read, `all` if each token's is,
+            `path` if the loss says for each chunk (in its note) how far it reads.
         student_size, teacher_size: V and U; logit columns beyond them are never looked at.
         student_masked_X, teacher_masked_X: ids that take part in no distribution.
         temperature: tau; both logits are divided by it and the loss is multiplied by tau^2.
@@ -41,6 +43,8 @@ class Loss(nn.Module):
     kind: ClassVar[str]
     accepts: ClassVar[frozenset[SignalKind]] = frozenset({"dense"})
     poolings: ClassVar[tuple[Pooling, ...]] = ("first",)
+    # The temperature acts on events, which the loss sees to itself, instead of on logits.
+    tempers_events: ClassVar[bool] = False
 
     student_masked_X: Tensor
     teacher_masked_X: Tensor
@@ -72,7 +76,7 @@ class Loss(nn.Module):
         self.jsd_beta = 0.5 if jsd_beta is None else float(jsd_beta)
 
     @property
-    def rows(self) -> Literal["first", "all"]:
+    def rows(self) -> RowsRead:
         """Which logit rows of a chunk are read."""
         return "first" if self.pooling == "first" else "all"
 
@@ -84,6 +88,11 @@ class Loss(nn.Module):
         """Return how many of the chunks the loss counts, without looking at logits."""
         chosen_C = self.select(chunks)
         return len(chunks) if chosen_C is None else int(chosen_C.sum())
+
+    def annotate(self, chunks: Chunks) -> tuple[Chunks, dict[str, tuple[Tensor, Tensor]]]:
+        """Return the chunks that are read, with notes for `block`, and metrics known by now."""
+        chosen_C = self.select(chunks)
+        return (chunks if chosen_C is None else chunks.select(chosen_C)), {}
 
     def prepare(self, teacher_blocks: Iterable[Rows]) -> Any:
         """Return what `block` needs of the whole batch's teacher rows; None for most losses."""

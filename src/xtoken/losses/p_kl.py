@@ -152,7 +152,7 @@ class PKL(Loss):
     def _block_fused(self, student: Rows, teacher: Rows) -> LossResult:
         """Return what `block` does, for the settings that most runs have, in less time."""
         teacher_CU, share_C = self._foldable(teacher.logits_RV)
-        per_chunk_C, kept_C = ProjectedKL.apply(student.logits_RV, teacher_CU, self.projector)
+        per_chunk_C, kept_C, *_ = ProjectedKL.apply(student.logits_RV, teacher_CU, self.projector)
         return self.result(per_chunk_C, kept_mass=kept_C * share_C)
 
     # Measures are lists of parts whose divergences add up: [plain, mixed] columns where nothing

@@ -1,18 +1,52 @@
-"""KL(p_T || W^T p_S) in one piece, for P-KL's default settings."""
+"""KL(p_T || W^T p_S) in one piece, for the default settings of P-KL and Path-KL."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from xtoken.losses.columns import bag_sum, floor_of
+from xtoken.losses.pooling import MASKED
 from xtoken.losses.projector import Projector
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """What of a block of logits doesn't count: entries, each once, and whole columns."""
+
+    row: Tensor
+    token: Tensor
+    columns_X: Tensor
+
+    @property
+    def nothing(self) -> bool:
+        """All of it counts."""
+        return not (self.row.numel() or self.columns_X.numel())
+
+    def mask(self, logits_NV: Tensor) -> Tensor:
+        """Return the logits without them (the same tensor if there are none)."""
+        if self.nothing:
+            return logits_NV
+        if self.columns_X.numel():
+            logits_NV = logits_NV.index_fill(1, self.columns_X, MASKED)
+        return logits_NV.index_put((self.row, self.token), logits_NV.new_tensor(MASKED))
+
+    def log_mass(self, logits_NV: Tensor) -> Tensor:
+        """Return log sum exp of what doesn't count: [N], `MASKED` where that is nothing."""
+        lost_N = logits_NV.new_full((logits_NV.shape[0],), MASKED)
+        if self.columns_X.numel():
+            lost_N = logits_NV.index_select(1, self.columns_X).logsumexp(-1)
+        picked = logits_NV[self.row, self.token]
+        top_N = lost_N.scatter_reduce(0, self.row, picked, "amax")
+        sum_N = (lost_N - top_N).exp().index_add(0, self.row, (picked - top_N[self.row]).exp())
+        return sum_N.log() + top_N
+
+
 class ProjectedKL(torch.autograd.Function):
-    """Return KL(fold(p_T) || W^T p_S) a row, and the teacher's mass before folding: [N], [N].
+    """Return KL(fold(p_T) || W^T p_S) a row, and more that comes with it.
 
     With m the folded teacher mass (it sums to one) and q = W^T p,
 
@@ -22,19 +56,42 @@ class ProjectedKL(torch.autograd.Function):
     come from two softmaxes, four gathers and three sums over small groups; nothing is kept but
     the gradient. The formula is the reference's; the pieces are `Projector.log_project` and
     `log_fold`, written out.
+
+    Args of `apply`:
+        student_NV, teacher_NU: logits in which masked ids hold `MASKED`.
+        projector: W.
+        student_out, teacher_out: what doesn't count here, or None.
+        picks: (row, column) of student logits that are handed on, or None; their gradient joins
+            that of the KL in one pass.
+
+    Returns:
+        The KL, the teacher's mass before folding, log sum exp of student and teacher (without
+        the entries left out), all [N]; and the picked logits. Gradient to the first and last.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, student_NV: Tensor, teacher_NU: Tensor, projector: Projector
-    ) -> tuple[Tensor, Tensor]:
-        """Take logits in which masked ids (and ids that fold nowhere) hold `MASKED`."""
+        ctx: Any,
+        student_NV: Tensor,
+        teacher_NU: Tensor,
+        projector: Projector,
+        student_out: LeftOut | None = None,
+        teacher_out: LeftOut | None = None,
+        picks: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """See the class."""
         floor = floor_of(student_NV.dtype)
+        picked = student_NV.new_zeros(0) if picks is None else student_NV[picks]
+        if student_out is not None:
+            student_NV = student_out.mask(student_NV)
+        if teacher_out is not None:
+            teacher_NU = teacher_out.mask(teacher_NU)
         p_NV, m_NU = student_NV.softmax(-1), teacher_NU.softmax(-1)
         m_NP = m_NU.index_select(1, projector.plain_teacher_P)
         difference_NP = teacher_NU.index_select(1, projector.plain_teacher_P)
         difference_NP -= student_NV.index_select(1, projector.plain_student_P)
-        difference_NP -= (_log_sum(teacher_NU, m_NU) - _log_sum(student_NV, p_NV)).unsqueeze(1)
+        student_sum_N, teacher_sum_N = _log_sum(student_NV, p_NV), _log_sum(teacher_NU, m_NU)
+        difference_NP -= (teacher_sum_N - student_sum_N).unsqueeze(1)
         total_N = difference_NP.mul_(m_NP).sum(-1)
 
         table_XN = p_NV.index_select(1, projector.mixed_student_X).t().contiguous()
@@ -55,15 +112,21 @@ class ProjectedKL(torch.autograd.Function):
             zero_N1 = p_NV.new_zeros(p_NV.shape[0], 1)
             pull_NX = torch.cat([m_NP, back_XN.t(), zero_N1], dim=1)
             gradient_NV = p_NV.sub_(pull_NX.index_select(1, projector.student_place_V))
+            if student_out is not None and student_out.row.numel():
+                gradient_NV[student_out.row, student_out.token] = 0.0
             ctx.save_for_backward(gradient_NV)
-        ctx.mark_non_differentiable(kept_N)
-        return total_N, kept_N
+        ctx.picks = picks
+        ctx.mark_non_differentiable(kept_N, student_sum_N, teacher_sum_N)
+        return total_N, kept_N, student_sum_N, teacher_sum_N, picked
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradient that the forward pass found, in place: for one backward pass."""
         (gradient_NV,) = ctx.saved_tensors
-        return gradient_NV.mul_(gradients[0].unsqueeze(1)), None, None
+        gradient_NV.mul_(gradients[0].unsqueeze(1))
+        if ctx.picks is not None and ctx.picks[0].numel():
+            gradient_NV.index_put_(ctx.picks, gradients[4], accumulate=True)
+        return gradient_NV, None, None, None, None, None
 
 
 def _log_sum(logits_NV: Tensor, p_NV: Tensor) -> Tensor:

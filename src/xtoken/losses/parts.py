@@ -7,7 +7,9 @@ however many losses read it, and no chunk is torn between two parts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,13 +19,16 @@ from xtoken.losses.base import Chunks
 from xtoken.losses.pooling import expand_rows
 from xtoken.losses.sources import Source
 
+RowsRead = Literal["first", "all", "path"]
+Which = Literal["student", "teacher"]
+
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one loss reads: its chunks, the first row of each or all, and its teacher."""
+    """What one loss reads: its chunks, which of their rows, and its teacher."""
 
     chunks: Chunks
-    first: bool
+    rows: RowsRead
     teacher: Source | None
 
 
@@ -44,13 +49,32 @@ class Part:
     pieces: list[Piece]
 
 
-def rows_of(start_C: Tensor, count_C: Tensor, first: bool) -> Tensor:
-    """Return the rows that are read: the first of each chunk, or all, chunk by chunk."""
-    return start_C if first else expand_rows(start_C, count_C)
+def reads_of(rows: RowsRead, side: Which, chunks: Chunks) -> Tensor:
+    """Return how many rows are read from each chunk's start on: int64[C]."""
+    count_C = chunks.student_count_C if side == "student" else chunks.teacher_count_C
+    if rows == "first":
+        return torch.ones_like(count_C)
+    if rows == "all":
+        return count_C
+    assert chunks.note_CX is not None
+    return chunks.note_CX[:, 0 if side == "student" else 1]
+
+
+def rows_of(rows: RowsRead, side: Which, chunks: Chunks) -> Tensor:
+    """Return the rows that are read, chunk by chunk (under `path` some stand twice)."""
+    start_C = chunks.student_start_C if side == "student" else chunks.teacher_start_C
+    return start_C if rows == "first" else expand_rows(start_C, reads_of(rows, side, chunks))
+
+
+def later_rows(side: Which, chunks: Chunks) -> tuple[Tensor, Tensor]:
+    """Return the rows beyond each chunk's first that `path` reads, and how many a chunk."""
+    start_C = chunks.student_start_C if side == "student" else chunks.teacher_start_C
+    later_C = reads_of("path", side, chunks) - 1
+    return expand_rows(start_C + 1, later_C), later_C
 
 
 def cut_parts(student: Source, wanted: list[Wanted], head_rows: int) -> Iterator[Part]:
-    """Yield parts of at most `head_rows` rows a side (one chunk at least).
+    """Yield parts of about `head_rows` rows a side (one chunk at least).
 
     Sources that hold their logits as a whole keep their row numbers; with nothing else, all is
     one part.
@@ -61,74 +85,58 @@ def cut_parts(student: Source, wanted: list[Wanted], head_rows: int) -> Iterator
         pieces = [Piece(i, w.chunks, nothing) for i, w in enumerate(wanted)]
         yield Part(nothing, [piece for piece in pieces if len(piece.chunks)])
         return
-    orders, starts, needed, bounds = _cuts(student.shape[0], wanted, head_rows)
-    before = torch.from_numpy(np.cumsum(needed) - needed)
-    for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        pieces = []
+    orders, starts, bounds = _cuts(student.shape[0], wanted, head_rows)
+    for begin, end in pairwise(bounds):
+        chosen: list[tuple[int, Chunks]] = []
         for i, w in enumerate(wanted):
             low, high = np.searchsorted(starts[i], [begin, end])
             if low < high:
-                device = w.chunks.student_start_C.device
-                chosen = w.chunks.select(torch.from_numpy(orders[i][low:high]).to(device))
-                pieces.append(_piece(i, w, chosen, student, before, begin))
-        if pieces:
-            rows = np.flatnonzero(needed[begin:end]) + begin
-            device = pieces[0].chunks.student_start_C.device
-            yield Part(torch.from_numpy(rows).to(device), pieces)
+                index = torch.from_numpy(orders[i][low:high])
+                chosen.append((i, w.chunks.select(index.to(w.chunks.student_start_C.device))))
+        if chosen:
+            rows = [rows_of(wanted[i].rows, "student", chunks) for i, chunks in chosen]
+            index_R = torch.cat(rows).unique()
+            yield Part(
+                index_R, [_piece(i, wanted[i], chunks, student, index_R) for i, chunks in chosen]
+            )
 
 
-def _piece(
-    number: int, w: Wanted, chunks: Chunks, student: Source, before_N: Tensor, begin: int
-) -> Piece:
+def _piece(number: int, w: Wanted, chunks: Chunks, student: Source, index_R: Tensor) -> Piece:
     """Count a piece's rows from the part's first."""
-    student_start_C, student_target = chunks.student_start_C, chunks.student_target_N
+    found = {}
     if not student.whole:
-        before_N = before_N.to(student_start_C.device)
-        index_R = rows_of(student_start_C, chunks.student_count_C, w.first)
-        local_R = before_N[index_R] - before_N[begin]
-        student_target = student_target.new_full((int(local_R.max()) + 1,), -1)
-        student_target[local_R] = chunks.student_target_N[index_R]
-        student_start_C = before_N[student_start_C] - before_N[begin]
-    teacher_start_C, teacher_target = chunks.teacher_start_C, chunks.teacher_target_M
-    teacher_index_R = teacher_start_C[:0]
+        found["student_start_C"] = torch.searchsorted(index_R, chunks.student_start_C)
+        found["student_target_N"] = chunks.student_target_N[index_R]
+    teacher_index_R = index_R[:0]
     if w.teacher is not None and not w.teacher.whole:
-        teacher_index_R = rows_of(teacher_start_C, chunks.teacher_count_C, w.first)
-        step_C = torch.ones_like(teacher_start_C) if w.first else chunks.teacher_count_C
-        teacher_start_C = step_C.cumsum(0) - step_C
-        teacher_target = teacher_target[teacher_index_R]
-    local = Chunks(
-        student_start_C,
-        chunks.student_count_C,
-        teacher_start_C,
-        chunks.teacher_count_C,
-        student_target,
-        teacher_target,
-    )
-    return Piece(number, local, teacher_index_R)
+        teacher_index_R = rows_of(w.rows, "teacher", chunks).unique()
+        found["teacher_start_C"] = torch.searchsorted(teacher_index_R, chunks.teacher_start_C)
+        found["teacher_target_M"] = chunks.teacher_target_M[teacher_index_R]
+    return Piece(number, replace(chunks, **found), teacher_index_R)
 
 
 def _cuts(
     N: int, wanted: list[Wanted], head_rows: int
-) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray, np.ndarray]:
-    """Return each loss's chunk order and sorted starts, the rows needed, and where to cut."""
+) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
+    """Return each loss's chunk order and sorted starts, and where to cut the student's rows."""
     orders, starts = [], []
     needed = np.zeros(N, dtype=bool)
-    inside = np.zeros(N + 1, dtype=np.int64)  # > 0: within a chunk of which all rows are read
+    inside = np.zeros(N + 1, dtype=np.int64)  # > 0: within a chunk, between rows that are read
     costs = []
     for w in wanted:
         start = w.chunks.student_start_C.cpu().numpy()
         count = w.chunks.student_count_C.cpu().numpy()
+        reads = reads_of(w.rows, "student", w.chunks).cpu().numpy()
         order = np.argsort(start, kind="stable")
         orders.append(order)
         starts.append(start[order])
-        needed[rows_of(w.chunks.student_start_C, w.chunks.student_count_C, w.first).cpu()] = True
-        if not w.first:
-            np.add.at(inside, start + 1, 1)
-            np.add.at(inside, start + count, -1)
+        needed[rows_of(w.rows, "student", w.chunks).cpu().numpy()] = True
+        # A row that is read beyond the chunk's end may be read again in the next part.
+        np.add.at(inside, start + 1, 1)
+        np.add.at(inside, start + np.minimum(reads, count), -1)
         if w.teacher is not None:
-            reads = w.chunks.teacher_count_C.cpu().numpy()[order]
-            reads = np.ones_like(reads) if w.first else reads
-            total = np.concatenate([[0], np.cumsum(reads)])
+            teacher_reads = reads_of(w.rows, "teacher", w.chunks).cpu().numpy()[order]
+            total = np.concatenate([[0], np.cumsum(teacher_reads)])
             costs.append(total[np.searchsorted(starts[-1], np.arange(N + 1))])
     costs.append(np.concatenate([[0], np.cumsum(needed)]))
     allowed = np.flatnonzero(np.cumsum(inside) == 0)  # N is always allowed
@@ -138,4 +146,4 @@ def _cuts(
         furthest = [np.searchsorted(c, c[at] + head_rows, side="right") - 1 for c in cost]
         at = max(min(furthest), at + 1)
         bounds.append(int(allowed[at]))
-    return orders, starts, needed, np.array(bounds)
+    return orders, starts, bounds

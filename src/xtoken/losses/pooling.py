@@ -36,12 +36,18 @@ class Rows:
         start_C: int64, the chunk's first row among these.
         count_C: int64, tokens of the chunk (also where only its first row is here).
         target_R: int64, the id that each row predicts.
+        note_CX: what the loss wrote down about each chunk, if it did.
+        later_DV: under `path`, the rows beyond each chunk's first that the loss reads, chunk by
+            chunk from later_start_C on; `logits_RV` then holds the first rows alone.
     """
 
     logits_RV: Tensor
     start_C: Tensor
     count_C: Tensor
     target_R: Tensor
+    note_CX: Tensor | None = None
+    later_DV: Tensor | None = None
+    later_start_C: Tensor | None = None
 
     @property
     def logp_RV(self) -> Tensor:

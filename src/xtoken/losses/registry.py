@@ -15,6 +15,7 @@ from xtoken.losses.gold import GOLD
 from xtoken.losses.h_kl import HKL
 from xtoken.losses.loss import Loss
 from xtoken.losses.p_kl import PKL
+from xtoken.losses.path_kl import PathKL
 from xtoken.losses.strict import Strict
 from xtoken.losses.uld import ULD
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from xtoken.vocab import Vocabulary
 
 LOSSES: dict[str, type[Loss]] = {
-    loss.kind: loss for loss in (PKL, HKL, GOLD, ULD, Direct, ALM, Strict, CSD, BPM)
+    loss.kind: loss for loss in (PKL, HKL, GOLD, ULD, Direct, ALM, Strict, CSD, BPM, PathKL)
 }
 
 

@@ -24,11 +24,8 @@ class Source(Protocol):
         """Rows and columns of the logits (whatever they are: `Loss.check` judges)."""
         ...
 
-    def buffers(self, wanted: Sequence[bool], once_N: Tensor | None) -> list[Tensor | None]:
-        """Return a gradient buffer for each input that wants one.
-
-        `once_N`: the rows whose gradient will be written, each once; None: added to zeros.
-        """
+    def buffers(self, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """Return a gradient buffer for each input that wants one (logits': not yet filled)."""
         ...
 
     def open(self, index_R: Tensor, size: int, *, keep: bool) -> Tensor:
@@ -56,20 +53,9 @@ class LogitSource:
         """Rows and columns."""
         return tuple(self.inputs[0].shape)
 
-    def buffers(self, wanted: Sequence[bool], once_N: Tensor | None) -> list[Tensor | None]:
-        """Return a buffer of the logits' own shape and precision.
-
-        Where each row is written once, only the others are set to zero: a pass over a tensor of
-        this size costs about as much as the loss's own softmax.
-        """
-        if not wanted[0]:
-            return [None]
-        logits_NV = self.inputs[0]
-        if once_N is None:
-            return [torch.zeros_like(logits_NV)]
-        unread_N = torch.ones(logits_NV.shape[0], dtype=torch.bool, device=logits_NV.device)
-        unread_N[once_N] = False
-        return [torch.empty_like(logits_NV).index_fill_(0, unread_N.nonzero().squeeze(1), 0.0)]
+    def buffers(self, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """Return memory of the logits' own shape and precision, for `RowGradient` to fill."""
+        return [torch.empty_like(self.inputs[0]) if wanted[0] else None]
 
     def open(self, index_R: Tensor, size: int, *, keep: bool) -> Tensor:
         """Return a view of all rows."""
@@ -79,16 +65,46 @@ class LogitSource:
         """Do nothing: the gradient is in its place already."""
 
 
-def write_rows(buffer_NV: Tensor, index_R: Tensor, gradient_RV: Tensor, *, once: bool) -> None:
-    """Write rows of a gradient (each once; columns beyond it become 0), or add to them."""
-    size = gradient_RV.shape[1]
-    gradient_RV = gradient_RV.to(buffer_NV.dtype)
-    if not once:
-        buffer_NV[:, :size].index_add_(0, index_R, gradient_RV)
-        return
-    buffer_NV[:, :size].index_copy_(0, index_R, gradient_RV)
-    if buffer_NV.shape[1] > size:
-        buffer_NV[:, size:].index_fill_(0, index_R, 0.0)
+class RowGradient:
+    """The gradient of logit rows, filled block by block.
+
+    Rows are written when they come up first, added to when they come again, and set to zero at
+    the end if they never came: a pass over a tensor of this size costs about as much as a loss's
+    own softmax.
+    """
+
+    def __init__(self, buffer_NV: Tensor) -> None:
+        self.buffer_NV = buffer_NV
+        # On a GPU a look at this mask would wait for the device; zeros are cheap there.
+        self.fresh_N = torch.ones(buffer_NV.shape[0], dtype=torch.bool)
+        if buffer_NV.device.type != "cpu":
+            buffer_NV.zero_()
+            self.fresh_N.zero_()
+
+    def add(self, index_R: Tensor, gradient_RV: Tensor) -> None:
+        """Add to rows (in any order); columns beyond the gradient's get nothing."""
+        size = gradient_RV.shape[1]
+        gradient_RV = gradient_RV.to(self.buffer_NV.dtype)
+        if not self.fresh_N.any():
+            self.buffer_NV[:, :size].index_add_(0, index_R, gradient_RV)
+            return
+        fresh_R = self.fresh_N[index_R]
+        self.fresh_N[index_R] = False
+        distinct = index_R.unique().shape[0] == index_R.shape[0]
+        if distinct and bool(fresh_R.all()):
+            self.buffer_NV[:, :size].index_copy_(0, index_R, gradient_RV)
+            if self.buffer_NV.shape[1] > size:
+                self.buffer_NV[:, size:].index_fill_(0, index_R, 0.0)
+            return
+        self.buffer_NV.index_fill_(0, index_R[fresh_R], 0.0)
+        self.buffer_NV[:, :size].index_add_(0, index_R, gradient_RV)
+
+    def finish(self) -> Tensor:
+        """Return the whole gradient."""
+        if bool(self.fresh_N.any()):
+            self.buffer_NV.index_fill_(0, self.fresh_N.nonzero().squeeze(1), 0.0)
+            self.fresh_N.zero_()
+        return self.buffer_NV
 
 
 def as_source(rows: Tensor | Source) -> Source:
