@@ -26,6 +26,7 @@ from xtoken.losses.p_kl import PKL
 from xtoken.losses.path_kl import PathKL
 from xtoken.losses.projector import Projector
 from xtoken.losses.registry import LOSSES, loss_settings, make_loss
+from xtoken.losses.signals import Realised, TopK
 from xtoken.losses.strict import Strict
 from xtoken.losses.uld import ULD
 
@@ -49,10 +50,12 @@ __all__ = [
     "PathKL",
     "Pooling",
     "Projector",
+    "Realised",
     "SignalKind",
     "Strict",
     "Support",
     "Term",
+    "TopK",
     "agreement",
     "cross_entropy",
     "cross_entropy_term",

@@ -34,7 +34,7 @@ class ALM(Loss):
     """
 
     kind: ClassVar[str] = "alm"
-    accepts: ClassVar[frozenset[SignalKind]] = frozenset({"dense", "realised"})
+    accepts: frozenset[SignalKind] = frozenset({"dense", "realised"})
 
     def __init__(self, projection: Projection, *, alm_temperature: float = 100.0) -> None:
         super().__init__(projection.student_masked, projection.teacher_masked)
@@ -57,5 +57,9 @@ class ALM(Loss):
 
     def _coin(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return log a and log(1 - a) of each chunk."""
-        log_C = segment_sum(realised_log_probs(rows.logp_RV, rows), rows) / self.alm_temperature
+        if rows.signal == "realised":
+            realised_R = rows.logits_RV[:, 0]
+        else:
+            realised_R = realised_log_probs(rows.logp_RV, rows)
+        log_C = segment_sum(realised_R, rows) / self.alm_temperature
         return log_C, (-torch.expm1(log_C)).clamp_min(floor_of(log_C.dtype)).log()

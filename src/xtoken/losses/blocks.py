@@ -59,8 +59,7 @@ def run_terms(
     terms = list(terms)
     known: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in terms]
     for i, term in enumerate(terms):
-        teacher_shape = None if term.teacher is None else term.teacher.shape
-        term.loss.check(student.shape, teacher_shape, term.chunks)
+        term.loss.check(student, term.teacher, term.chunks)
         chunks, known[i] = term.loss.annotate(term.chunks)
         terms[i] = replace(term, chunks=chunks)
         if any(buffer.device != device for buffer in term.loss.buffers()):

@@ -130,3 +130,19 @@ def check_rows(loss: str, name: str, logits_RV: Tensor, masked_X: Tensor) -> Non
         f"distribution; row {row} of the block is {given}. Finite logits were expected: look at "
         f"the model's inputs and precision."
     )
+
+
+def check_stored(loss: str, signal: str, logp_RK: Tensor) -> None:
+    """Refuse stored log-probabilities that are NaN or above 0, or rows that hold none."""
+    if logp_RK.shape[0] == 0:
+        return
+    max_R = logp_RK.amax(-1)
+    # Half precision rounds, so that a sure token may seem a little surer.
+    bad_R = ~((max_R > -torch.inf) & (max_R < 0.01))
+    if bool(bad_R.any()):
+        row = int(bad_R.nonzero()[0, 0])
+        raise LossError(
+            f"{loss}: the teacher's {signal} signal holds {int(bad_R.sum())} rows (of a block of "
+            f"{len(max_R)}) that are no log-probabilities; the largest of row {row} of the block "
+            f"is {float(max_R[row])}. Numbers of at most 0 were expected."
+        )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from xtoken.errors import LossError
+from xtoken.losses.base import SignalKind
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Hidden:
         LossError: states and weight that don't fit, or an unknown number of columns.
     """
 
+    signal: SignalKind = "dense"
     whole = False
 
     def __init__(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xtoken.losses.base import Chunks, LossResult
-from xtoken.losses.checks import check_rows
+from xtoken.losses.checks import check_rows, check_stored
 from xtoken.losses.parts import (
     Part,
     Piece,
@@ -23,6 +23,7 @@ from xtoken.losses.parts import (
     rows_of,
 )
 from xtoken.losses.pooling import Rows
+from xtoken.losses.signals import TopK
 from xtoken.losses.sources import RowGradient, Source
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class Job:
 
     def _read(self, term: Term, side: Which, logits: Tensor, block: Chunks) -> Rows:
         """Read one side's rows of a block and make them ready."""
-        loss = term.loss
+        loss, source = term.loss, self.student if side == "student" else term.teacher
         start_C, count_C = getattr(block, f"{side}_start_C"), getattr(block, f"{side}_count_C")
         target = block.student_target_N if side == "student" else block.teacher_target_M
         if loss.rows == "path":
@@ -212,8 +213,15 @@ class Job:
                         later_DV, later_C.cumsum(0) - later_C)  # fmt: skip
         index_R = rows_of(loss.rows, side, block)
         reads_C = reads_of(loss.rows, side, block)
+        local_C = reads_C.cumsum(0) - reads_C
+        if source is not None and source.signal != "dense":
+            given_RK = logits.index_select(0, index_R).to(self.dtype)
+            check_stored(loss.kind, source.signal, given_RK)
+            ids_RK = source.ids_MK[index_R] if isinstance(source, TopK) else None
+            return Rows(given_RK, local_C, count_C, target[index_R], ids_RK=ids_RK,
+                        signal=source.signal)  # fmt: skip
         logits_RV = self._ready(loss, side, logits, index_R)
-        return Rows(logits_RV, reads_C.cumsum(0) - reads_C, count_C, target[index_R])
+        return Rows(logits_RV, local_C, count_C, target[index_R])
 
     def _ready(self, loss: Loss, side: Which, logits: Tensor, index_R: Tensor) -> Tensor:
         """Return a copy of some rows: cut, in the right precision, masked, tempered."""

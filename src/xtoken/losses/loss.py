@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xtoken.errors import LossError
 from xtoken.losses.base import Chunks, Direction, LossResult, Pooling, SignalKind
 from xtoken.losses.blocks import Term, run_terms
 from xtoken.losses.checks import (
@@ -22,6 +23,12 @@ from xtoken.losses.divergence import DIRECTIONS
 from xtoken.losses.parts import RowsRead
 from xtoken.losses.pooling import Rows
 from xtoken.losses.sources import Source, as_source
+
+SIGNALS: dict[SignalKind, str] = {
+    "dense": "logits over its whole vocabulary",
+    "topk": "its k likeliest ids (TopK)",
+    "realised": "the realised tokens' log-probabilities alone (Realised)",
+}
 
 
 class Loss(nn.Module):
@@ -41,7 +48,8 @@ class Loss(nn.Module):
     """
 
     kind: ClassVar[str]
-    accepts: ClassVar[frozenset[SignalKind]] = frozenset({"dense"})
+    accepts: frozenset[SignalKind] = frozenset({"dense"})
+    signal_hint: ClassVar[str] = ""
     poolings: ClassVar[tuple[Pooling, ...]] = ("first",)
     # The temperature acts on events, which the loss sees to itself, instead of on logits.
     tempers_events: ClassVar[bool] = False
@@ -110,12 +118,13 @@ class Loss(nn.Module):
         Args:
             student: logits, float[N, V or more] in any precision (maths is float32 or wider), or
                 hidden states and an output head (`Hidden`).
-            teacher: logits, float[M, U or more], or `Hidden`; gets no gradient.
+            teacher: logits, float[M, U or more], or `Hidden`, or a smaller signal (`TopK`,
+                `Realised`) where the loss accepts it; gets no gradient.
             chunks: which rows belong together, on the logits' device.
 
         Raises:
-            LossError: shapes that don't fit, rows outside the logits, rows without a finite
-                logit.
+            LossError: a signal that the loss can't use, shapes that don't fit, rows outside the
+                logits, rows without a finite logit.
         """
         total, (result,) = run_terms(as_source(student), [Term(self, chunks, as_source(teacher))])
         return LossResult(total, result.count, result.metrics)
@@ -126,19 +135,20 @@ class Loss(nn.Module):
         """Register ids as an int64 buffer that isn't saved with a model."""
         self.register_buffer(name, torch.as_tensor(ids).long(), persistent=False)
 
-    def check(
-        self,
-        student_shape: tuple[int, ...],
-        teacher_shape: tuple[int, ...] | None,
-        chunks: Chunks,
-    ) -> None:
-        """Refuse shapes and chunks that don't fit, before any work is done."""
-        check_logits(self.kind, "student_logits_NV", student_shape, self.student_size)
-        if teacher_shape is not None:
-            check_logits(self.kind, "teacher_logits_MU", teacher_shape, self.teacher_size)
-        check_chunks(
-            self.kind, chunks, student_shape[0], None if teacher_shape is None else teacher_shape[0]
-        )
+    def check(self, student: Source, teacher: Source | None, chunks: Chunks) -> None:
+        """Refuse signals, shapes and chunks that don't fit, before any work is done."""
+        check_logits(self.kind, "student_logits_NV", student.shape, self.student_size)
+        if teacher is not None:
+            if teacher.signal not in self.accepts:
+                raise LossError(
+                    f"{self.kind}: the teacher gives {SIGNALS[teacher.signal]}, but this loss as "
+                    f"it is set needs {' or '.join(SIGNALS[s] for s in sorted(self.accepts))}."
+                    f"{self.signal_hint}"
+                )
+            if teacher.signal == "dense":
+                check_logits(self.kind, "teacher_logits_MU", teacher.shape, self.teacher_size)
+        rows = None if teacher is None else teacher.shape[0]
+        check_chunks(self.kind, chunks, student.shape[0], rows)
 
     def result(self, per_chunk_C: Tensor, **figures_C: Tensor) -> LossResult:
         """Return tau^2 times the sum over chunks, their count, and sums of detached figures."""

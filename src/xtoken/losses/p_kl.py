@@ -18,6 +18,7 @@ from xtoken.losses.loss import Loss
 from xtoken.losses.p_kl_fused import ProjectedKL
 from xtoken.losses.pooling import MASKED, POOLINGS, Rows, rest_log_prob, segment_mean
 from xtoken.losses.projector import Projector
+from xtoken.losses.top_k_rest import keep_top, merge_listed, rest_of
 
 if TYPE_CHECKING:
     from xtoken.projection import Projection
@@ -55,6 +56,8 @@ class PKL(Loss):
             `reached`: the ids that W reaches, both sides renormalised on them (biased).
             `topk_rest`: the position's k heaviest ids of `full` and one bucket with the rest of
             each side: a lower bound of `full`, equal to it when k is all.
+            With a `TopK` signal the ids that it lists stand for the heaviest, and what it
+            doesn't list is REST even where it would fold into a listed id.
             `topk_batch`: the k reached ids with the largest teacher logit anywhere in the batch,
             both sides renormalised; depends on how a batch is split (for comparison only).
         top_k: k of the two top-k supports; 64 for `topk_rest`, 8192 for `topk_batch`.
@@ -72,6 +75,10 @@ class PKL(Loss):
 
     kind: ClassVar[str] = "p_kl"
     poolings: ClassVar[tuple[Pooling, ...]] = POOLINGS
+    signal_hint: ClassVar[str] = (
+        " P-KL takes a TopK signal with support topk_rest, pooling first and temperature 1; "
+        "realised log-probabilities are for alm."
+    )
 
     def __init__(
         self,
@@ -108,6 +115,8 @@ class PKL(Loss):
             )
         check_choice(self.kind, "weights", weights, WEIGHTS)
         self.learned = LearnedWeights(self.projector) if weights == "learned" else None
+        if (support, pooling, temperature) == ("topk_rest", "first", 1.0):
+            self.accepts = frozenset({"dense", "topk"})
         default = DEFAULT_TOP_K if support == "topk_rest" else DEFAULT_BATCH_TOP_K
         self.top_k = min(top_k or default, self.projector.columns)
 
@@ -130,13 +139,20 @@ class PKL(Loss):
         """See `Loss.block`; `state` is what `prepare` returned."""
         if self._fused():
             return self._block_fused(student, teacher)
-        with torch.no_grad():
-            teacher_parts, kept = self._teacher(teacher, state)
         student_parts = self._student(student, state)
+        with torch.no_grad():
+            if teacher.signal == "topk":
+                teacher_parts, top_CK, used_CK, kept = self._listed(teacher)
+            else:
+                teacher_parts, kept = self._teacher(teacher, state)
+                if self.support == "topk_rest":
+                    top_CK, p_log = keep_top(teacher_parts[0], self.top_k)
+                    teacher_parts, kept = [p_log], kept.gather(1, top_CK).sum(-1)
         if self.support == "topk_rest":
-            teacher_parts, student_parts, kept = self._top_k_rest(
-                teacher_parts[0], student_parts[0], kept
-            )
+            student_parts = [rest_of(student_parts[0], top_CK)]
+            if teacher.signal == "topk":
+                unused = torch.nn.functional.pad(~used_CK, (0, 1))
+                student_parts = [student_parts[0].masked_fill(unused, MASKED)]
         per_chunk_C: Tensor = torch.zeros_like(kept)
         for p_log_CX, q_log_CX in zip(teacher_parts, student_parts, strict=True):
             per_chunk_C = per_chunk_C + divergence(
@@ -220,15 +236,13 @@ class PKL(Loss):
         unfolded_R = logits_RU.index_select(1, unfolded_X).logsumexp(-1)
         return masked_RU, torch.sigmoid(masked_RU.logsumexp(-1) - unfolded_R)
 
-    def _top_k_rest(
-        self, p_log_CR: Tensor, q_log_CR: Tensor, kept_CR: Tensor
-    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Keep the k heaviest ids of each chunk's p and add one bucket with the rest."""
-        floor = floor_of(q_log_CR.dtype)
-        top_log_CK, top_CK = p_log_CR.topk(self.top_k, dim=-1)
-        # The rest is summed, not one minus the top: it has to be exactly 0 when k is all.
-        p_rest_C1 = p_log_CR.exp().scatter_(1, top_CK, 0.0).sum(-1, keepdim=True)
-        q_rest_C1 = q_log_CR.exp().scatter(1, top_CK, 0.0).sum(-1, keepdim=True)
-        p_log = torch.cat([top_log_CK, p_rest_C1.log().clamp_min(MASKED)], dim=-1)
-        q_log = torch.cat([q_log_CR.gather(1, top_CK), q_rest_C1.clamp_min(floor).log()], dim=-1)
-        return [p_log], [q_log], kept_CR.gather(1, top_CK).sum(-1)
+    def _listed(self, rows: Rows) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """Return what `keep_top` does, of a teacher that gives its likeliest ids alone.
+
+        That is log p with REST, the columns, which of them are used, and the mass they hold.
+        """
+        assert rows.ids_RK is not None
+        column_CK = self.projector.column_U[rows.ids_RK.clamp_min(0)]
+        column_CK = column_CK.masked_fill(rows.ids_RK < 0, -1)
+        top_CK, p_log, used_CK = merge_listed(column_CK, rows.logits_RV, self.top_k)
+        return [p_log], top_CK, used_CK, p_log[:, :-1].exp().sum(-1)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xtoken.losses.base import Pooling
+from xtoken.losses.base import Pooling, SignalKind
 
 # Stands for -inf in front of a softmax: the probability is exactly 0, and differences of two
 # masked values are 0 instead of NaN.
@@ -39,6 +39,9 @@ class Rows:
         note_CX: what the loss wrote down about each chunk, if it did.
         later_DV: under `path`, the rows beyond each chunk's first that the loss reads, chunk by
             chunk from later_start_C on; `logits_RV` then holds the first rows alone.
+        ids_RK: of a teacher that gives its k likeliest ids: these; `logits_RV` then holds their
+            log-probabilities.
+        signal: what `logits_RV` holds: logits, or what else a teacher gives.
     """
 
     logits_RV: Tensor
@@ -48,6 +51,8 @@ class Rows:
     note_CX: Tensor | None = None
     later_DV: Tensor | None = None
     later_start_C: Tensor | None = None
+    ids_RK: Tensor | None = None
+    signal: SignalKind = "dense"
 
     @property
     def logp_RV(self) -> Tensor:

@@ -33,6 +33,7 @@ class Projector(nn.Module):
             entry_offset_Y (int32).
         fold_source_Z: the teacher ids whose mass support `full` adds up in each mixed column,
             column by column from fold_offset_Y (int32).
+        column_U: the column that a teacher id's mass goes to under support `full`, -1: none.
         unfolded_X: teacher ids that are not masked and fold nowhere.
     """
 
@@ -54,6 +55,7 @@ class Projector(nn.Module):
     fold_source_Z: Tensor
     fold_entry_Z: Tensor
     fold_offset_Y: Tensor
+    column_U: Tensor
     unfolded_X: Tensor
     student_masked_X: Tensor
     teacher_masked_X: Tensor
@@ -114,6 +116,9 @@ class Projector(nn.Module):
         self._keep("fold_source_Z", fold_source[order])
         self._keep("fold_entry_Z", np.arange(len(fold_source)), np.int32)
         self._keep("fold_offset_Y", _offsets(fold_bag[order], Y), np.int32)
+        place_of_column[plain_teacher] = np.arange(len(plain_teacher))
+        place_of_column[mixed_teacher] += len(plain_teacher)
+        self._keep("column_U", np.where(fold >= 0, place_of_column[np.maximum(fold, 0)], -1))
         self._keep("unfolded_X", np.flatnonzero((fold < 0) & ~teacher_masked))
         self._keep("student_masked_X", np.flatnonzero(student_masked))
         self._keep("teacher_masked_X", np.flatnonzero(teacher_masked))

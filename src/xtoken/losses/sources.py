@@ -12,10 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from xtoken.losses.base import SignalKind
+
 
 class Source(Protocol):
     """Logits, or hidden states with an output head."""
 
+    signal: SignalKind  # what the rows are: logits ("dense"), or less
     inputs: list[Tensor]  # the tensors that may want a gradient
     whole: bool  # logits are there as a whole: opened once, for all rows
 
@@ -43,6 +46,7 @@ class Source(Protocol):
 class LogitSource:
     """Logits that are there as a whole; their gradient is written straight into its buffer."""
 
+    signal: SignalKind = "dense"
     whole = True
 
     def __init__(self, logits_NV: Tensor) -> None:
