@@ -123,7 +123,7 @@ def dry_run(config: RunConfig) -> DryRun:
     if config.student.lora is not None:
         require_peft()
     args = training_arguments(config)
-    pairs = make_pairs(config, Path(config.output_dir), write=False, say=notes.append)
+    pairs = make_pairs(config, Path(config.output_dir), say=notes.append)
     data = read_data(_short(config), pairs, progress="none", say=notes.append)
     sizes = [model_size(teacher) for teacher in taught_by(config)]
     memory = estimate(

@@ -22,7 +22,8 @@ class Pair:
     """One teacher beside the student.
 
     `projection` is the identity where both have the same tokenizer; `projection_file` is where W
-    was read from or written to (None for the identity, or without a folder to write to).
+    was read from or belongs (None for the identity, or without a folder); `projection_built` says
+    that it was built just now and may not stand there yet.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Pair:
     same_tokenizer: bool
     projection: Projection
     projection_file: Path | None
+    projection_built: bool
     loss_settings: LossSettings
     loss: Loss
     weight: float
@@ -54,14 +56,14 @@ def read_vocabulary(model: Model) -> Vocabulary:
     )
 
 
-def make_pairs(config: RunConfig, folder: Path | None, *, write: bool, say: Say) -> Pairs:
+def make_pairs(config: RunConfig, folder: Path | None, *, say: Say) -> Pairs:
     """Read the tokenizers, build or load each W, and make each teacher's loss.
 
     Args:
         config: the run.
         folder: where `projection-<i>.safetensors` are kept; an earlier one that was built for
-            the same tokenizers by the same rules is used again. None: nothing is read or kept.
-        write: whether this process writes there.
+            the same tokenizers by the same rules is used again. None: nothing is read there.
+            Nothing is written: see `keep_projections`.
         say: told what the user should know.
 
     Raises:
@@ -74,7 +76,7 @@ def make_pairs(config: RunConfig, folder: Path | None, *, write: bool, say: Say)
     for index, name in enumerate(config.teacher_names()):
         vocab = read_vocabulary(config.teachers[index])
         same = student.same_as(vocab)
-        projection, file = _projection(config, index, student, vocab, same, folder, write, say)
+        projection, file, built = _projection(config, index, student, vocab, same, folder, say)
         settings = _loss_settings(config, index, same)
         pairs.append(
             Pair(
@@ -83,6 +85,7 @@ def make_pairs(config: RunConfig, folder: Path | None, *, write: bool, say: Say)
                 same_tokenizer=same,
                 projection=projection,
                 projection_file=file,
+                projection_built=built,
                 loss_settings=settings,
                 loss=_loss(index, name, settings, student, vocab, projection),
                 weight=config.teachers[index].weight,
@@ -96,11 +99,11 @@ def make_pairs(config: RunConfig, folder: Path | None, *, write: bool, say: Say)
     return Pairs(student, tuple(pairs))
 
 
-def keep_projections(pairs: Pairs, folder: Path) -> None:
-    """Write the projections that were built for this run into its folder."""
+def keep_projections(pairs: Pairs) -> None:
+    """Write the projections that `make_pairs` built to their files; others stay as they are."""
     for pair in pairs.teachers:
-        if pair.projection_file is not None and pair.projection_file.parent == folder:
-            folder.mkdir(parents=True, exist_ok=True)
+        if pair.projection_built and pair.projection_file is not None:
+            pair.projection_file.parent.mkdir(parents=True, exist_ok=True)
             pair.projection.save(pair.projection_file)
 
 
@@ -111,26 +114,23 @@ def _projection(
     teacher: Vocabulary,
     same: bool,
     folder: Path | None,
-    write: bool,
     say: Say,
-) -> tuple[Projection, Path | None]:
+) -> tuple[Projection, Path | None, bool]:
+    """Return W, its file, and whether it was built just now (and is in no file yet)."""
     given = config.teachers[index].projection or config.projection.path
     if given is not None:
-        return Projection.load(given, student, teacher), Path(given)
+        return Projection.load(given, student, teacher), Path(given), False
     if same:
-        return Projection.identity(student), None
+        return Projection.identity(student), None, False
     file = None if folder is None else folder / f"projection-{index}.safetensors"
     rules = config.projection.rules()
     if file is not None and file.exists():
         kept = _kept(file, student, teacher, rules)
         if kept is not None:
-            return kept, file
+            return kept, file, False
     projection = Projection.build(student, teacher, **rules)
     say(f"Built the projection {student.name} -> {teacher.name}.")
-    if file is not None and write:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        projection.save(file)
-    return projection, file
+    return projection, file, True
 
 
 def _kept(file: Path, student: Vocabulary, teacher: Vocabulary, rules: dict) -> Projection | None:

@@ -96,11 +96,11 @@ def _train(
     args = training_arguments(config)
     main = args.process_index == 0
     say = _silent if not main else say or (_silent if progress == "none" else _to_stderr)
-    pairs = make_pairs(config, folder, write=False, say=say)
+    pairs = make_pairs(config, folder, say=say)
     data = read_data(config, pairs, progress=progress if main else "none", say=say)
     if main:
         # Only now: a run file whose data can't be read leaves nothing behind.
-        keep_projections(pairs, folder)
+        keep_projections(pairs)
     # Adapters are drawn at random before the Trainer sets its seed.
     set_seed(config.seed)
     say(f"Loading {_listed([config.student.model, *(t.model for t in taught_by(config))])}.")
