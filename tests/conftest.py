@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -13,6 +15,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 from tiny_models import TINY_TEXT, save_tiny_model, train_tokenizer
+
+if TYPE_CHECKING:
+    from xtoken.vocab import Vocabulary
 
 ASSETS = Path(
     os.environ.get("XTOKEN_ASSETS", Path(__file__).resolve().parent.parent / ".cache" / "assets")
@@ -30,6 +35,19 @@ def asset_dir() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def vocabulary(asset_dir: Callable[[str], Path]) -> Callable[[str], Vocabulary]:
+    """Return a function: name of a real tokenizer -> its Vocabulary, read once a test run."""
+
+    @cache
+    def load(name: str) -> Vocabulary:
+        from xtoken.vocab import Vocabulary
+
+        return Vocabulary.from_pretrained(asset_dir(f"vocab/{name}"))
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -21,15 +20,6 @@ TEXT = (
     "def add(a, b):\n    return a + b  # 3 + 4 = 7\n"
     "狐狸跳过懒狗。 مرحبا بالعالم नमस्ते दुनिया 👩‍👩‍👧‍👦 naïve café\r\n"
 ) * 40
-
-
-@pytest.fixture(scope="module")
-def vocabulary(asset_dir: Callable[[str], Path]) -> Callable[[str], Vocabulary]:
-    @cache
-    def load(name: str) -> Vocabulary:
-        return Vocabulary.from_pretrained(asset_dir(f"vocab/{name}"))
-
-    return load
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import pytest
 
 from xtoken.errors import ProjectionError
 from xtoken.projection import Projection
-from xtoken.vocab import Vocabulary
 
 pytestmark = pytest.mark.assets
 
@@ -24,15 +23,6 @@ PAIRS = [
     ("gemma-3", "smollm2"),
     ("gpt-2", "bert-uncased"),
 ]
-
-
-@pytest.fixture(scope="module")
-def vocabulary(asset_dir: Callable[[str], Path]) -> Callable[[str], Vocabulary]:
-    @cache
-    def load(name: str) -> Vocabulary:
-        return Vocabulary.from_pretrained(asset_dir(f"vocab/{name}"))
-
-    return load
 
 
 @pytest.fixture(scope="module")
