@@ -185,7 +185,7 @@ def test_show_tells_who_maps_to_a_teacher_token(saved):
 def test_show_refuses_what_is_not_there(saved, tiny_pair, tmp_path):
     assert "no token with exactly the text 'zq'" in fails(2, "project", "show", saved, "zq")
     assert "its ids run from 0 to" in fails(2, "project", "show", saved, "99999")
-    assert "There is no projection file" in fails(1, "project", "show", tmp_path / "none")
+    assert "There is no projection file" in fails(2, "project", "show", tmp_path / "none")
     assert "was built for" in fails(1, "project", "show", saved, "--student", tiny_pair[1])
     ok("project", "show", saved, "--student", tiny_pair[0], "--teacher", tiny_pair[1])
     torn = tmp_path / "torn.safetensors"

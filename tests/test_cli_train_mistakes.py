@@ -45,7 +45,7 @@ def fails(code, *arguments):
         ("loss.kind=direct", 2, "teachers.0 (teacher) can't be used with loss.kind: direct"),
         ("data.train=nothing.jsonl", 2, "There is no file nothing.jsonl"),
         ("output_dir=run.yaml", 2, "is a file"),
-        ("projection.path=nothing.safetensors", 1, "There is no projection file"),
+        ("projection.path=nothing.safetensors", 2, "There is no projection file"),
     ],
 )
 def test_mistakes_in_the_run_file(files, override, code, says):

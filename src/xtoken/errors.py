@@ -40,6 +40,12 @@ class ProjectionError(XTokenError):
     """A projection is damaged, or was built for other tokenizers."""
 
 
+class ProjectionNotFoundError(ProjectionError):
+    """A projection that was named is not there: a mistake in an argument or the run file."""
+
+    exit_code = 2
+
+
 class LossError(XTokenError):
     """A loss was given shapes, signals or settings that it can't use."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xtoken.errors import ProjectionError
+from xtoken.errors import ProjectionError, ProjectionNotFoundError
 from xtoken.projection.matrix import FORMAT_VERSION, Projection
 from xtoken.projection.tokens import TokenTable
 
@@ -126,7 +126,7 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     from safetensors import SafetensorError, safe_open
 
     if not source.is_file():
-        raise ProjectionError(
+        raise ProjectionNotFoundError(
             f"There is no projection file {source}; build one with `xtoken project build`."
         )
     try:
