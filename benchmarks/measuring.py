@@ -25,6 +25,8 @@ from typing import Any
 ASSETS = Path(
     os.environ.get("XTOKEN_ASSETS", Path(__file__).resolve().parent.parent / ".cache" / "assets")
 )
+# As it was given: `bench_align`, whose text is used here, sets itself to one thread.
+ENVIRONMENT = dict(os.environ)
 
 
 @dataclass
@@ -155,6 +157,7 @@ class Contender:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=ENVIRONMENT,
         )
 
     def run(self) -> None:
