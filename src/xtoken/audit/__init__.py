@@ -24,11 +24,14 @@ from xtoken.audit.model import (
     MarkRow,
     Overlap,
     RoleRow,
+    Suppression,
+    SuppressionRow,
     TextStatistics,
     Tokenizer,
     Verdict,
 )
 from xtoken.audit.roles import compare_marks, compare_roles
+from xtoken.audit.suppression import measure_suppression
 from xtoken.audit.text import encode_both, text_statistics
 from xtoken.audit.verdict import decide, warn
 from xtoken.projection import Projection
@@ -44,10 +47,13 @@ __all__ = [
     "MarkRow",
     "Overlap",
     "RoleRow",
+    "Suppression",
+    "SuppressionRow",
     "TextStatistics",
     "Tokenizer",
     "Verdict",
     "audit",
+    "measure_suppression",
     "table_8_counts",
 ]
 

@@ -155,11 +155,55 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class SuppressionRow:
+    """Uncommon student tokens of one class (without exact partner) on the text.
+
+    Means over the measured chunk starts: `mass` the probability that the student holds on them,
+    `gradient` the sum of p_S[j] * M_C(T), by which a strict partition pushes their logits down.
+    `tokens`: ids; `text_tokens`: chunk starts where the text goes on with one of them, and
+    `text_probability` the mean probability that the student gives it there (None: nowhere).
+    `examples`: the most suppressed tokens.
+    """
+
+    key: str
+    title: str
+    tokens: int
+    mass: float
+    gradient: float
+    text_tokens: int
+    text_probability: float | None
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """What a strict (exact-match) partition would suppress, measured with the student's model.
+
+    Means over `chunks` chunk starts: `mass`, `gradient` as in `SuppressionRow`, over all classes;
+    `gradient_norm` the mean L2 norm of the gradient on uncommon logits; `common_mass` the
+    teacher's mass on the common tokens, M_C(T): 1, its upper bound, unless `teacher_measured`.
+    `bytes` of the text's `total_bytes` were read. `classes`: the largest gradient first.
+    """
+
+    chunks: int
+    student_tokens: int
+    bytes: int
+    total_bytes: int
+    teacher_measured: bool
+    common_mass: float
+    mass: float
+    gradient: float
+    gradient_norm: float
+    classes: tuple[SuppressionRow, ...]
+
+
+@dataclass(frozen=True)
 class AuditReport:
     """All that `audit` found; see each part's own documentation.
 
     `coverage` holds `Projection.stats()`; `other_digits` the single digits of other scripts that
-    the student has, each with whether the teacher has it too.
+    the student has, each with whether the teacher has it too. `suppression` is there where a
+    student model was run (`measure_suppression`).
     """
 
     student: Tokenizer
@@ -174,6 +218,7 @@ class AuditReport:
     marks: tuple[MarkRow, ...]
     warnings: tuple[AuditWarning, ...]
     text: TextStatistics | None = None
+    suppression: Suppression | None = None
     version: int = field(default=REPORT_VERSION)
 
     def class_row(self, key: str) -> ClassRow | None:

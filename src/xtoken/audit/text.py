@@ -39,8 +39,12 @@ class EncodedText:
     teacher_exact: bool
 
 
-def split_texts(texts: str | Iterable[str], max_bytes: int) -> tuple[list[str], int, int]:
+def split_texts(
+    texts: str | Iterable[str], max_bytes: int, *, document: int = DOCUMENT
+) -> tuple[list[str], int, int]:
     """Cut texts into documents: (documents, their bytes, bytes of all texts).
+
+    `document`: characters of one at most.
 
     Where all texts together are longer than `max_bytes`, documents are taken evenly over them.
 
@@ -51,13 +55,13 @@ def split_texts(texts: str | Iterable[str], max_bytes: int) -> tuple[list[str], 
     for text in [texts] if isinstance(texts, str) else texts:
         start = 0
         while start < len(text):
-            stop = start + DOCUMENT
+            stop = start + document
             if stop < len(text):
                 line_end = text.rfind("\n", start, stop)
                 stop = line_end + 1 if line_end > start else stop
             documents.append(text[start:stop])
             start = stop
-    sizes = [len(document.encode("utf-8", "surrogatepass")) for document in documents]
+    sizes = [len(part.encode("utf-8", "surrogatepass")) for part in documents]
     total = sum(sizes)
     if total == 0:
         raise DataError("The sample text is empty; give a file with some text in it.")
