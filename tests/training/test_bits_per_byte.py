@@ -9,8 +9,9 @@ import torch
 
 from xtoken.losses import Chunks, cross_entropy
 from xtoken.training.checkpoints import disk_full
+from xtoken.training.measures import realised_nats
 from xtoken.training.metrics import Sums
-from xtoken.training.objective import Objective, Parts, realised_nats
+from xtoken.training.objective import Objective, Parts
 
 EOS = 3
 LENGTHS = torch.tensor([1, 2, 4, 0])

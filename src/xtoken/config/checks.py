@@ -27,7 +27,17 @@ def combination_problems(valid: Mapping[str, Any]) -> list[Problem]:
     found: list[Problem] = []
     for name, value in valid.items():
         found += _ignored(value, name)
-    for check in (_models, _teachers, _combine, _weights, _data, _projection, _training, _eval):
+    for check in (
+        _models,
+        _teachers,
+        _combine,
+        _mixing,
+        _weights,
+        _data,
+        _projection,
+        _training,
+        _eval,
+    ):
         names = check.__code__.co_varnames[: check.__code__.co_argcount]
         if all(name in valid for name in names):
             found += check(*(valid[name] for name in names))
@@ -98,6 +108,40 @@ def _combine(combine: CombineSettings) -> Iterator[Problem]:
             f"is {combine.scaling}, which scales the distillation term to a cross-entropy that "
             "counts for nothing with combine.ce: 0; set combine.scaling: fixed",
         )
+
+
+def _mixing(combine: CombineSettings, teachers: list[Teacher]) -> Iterator[Problem]:
+    several = len(teachers) > 1
+    if not several:
+        for name, idle in (("teachers", "sum"), ("teacher_weights", "static")):
+            if (getattr(combine, name) or idle) != idle:
+                yield Problem(
+                    f"combine.{name}",
+                    f"is {getattr(combine, name)}, which is a choice between teachers, but there "
+                    "is one; remove it, or add a teacher",
+                )
+        return
+    if combine.teachers == "best" and combine.criterion == "static":
+        yield Problem(
+            "combine.teacher_weights",
+            "is static, by which no teacher is the best for a sample; use ce, entropy or max_prob",
+        )
+    if combine.teachers != "average_logits":
+        return
+    if combine.criterion != "static":
+        yield Problem(
+            "combine.teacher_weights",
+            f"is {combine.criterion}, but averaged logits have the teachers' own weights; remove "
+            "it, or use combine.teachers: sum",
+        )
+    for index, teacher in enumerate(teachers):
+        for name in ("loss", "projection"):
+            if index and getattr(teacher, name) is not None:
+                yield Problem(
+                    f"teachers.{index}.{name}",
+                    "has no effect: averaged logits have one loss and one projection, the first "
+                    "teacher's (or the run's)",
+                )
 
 
 def _weights(combine: CombineSettings, teachers: list[Teacher]) -> Iterator[Problem]:

@@ -48,8 +48,8 @@ class PKL(_Divergence):
     pooling: Pooling = "first"
     support: Support = "full"
     top_k: AtLeastOne | None = None
-    # `learned` needs the trainer to optimise the loss's own parameters; Python API only so far.
-    weights: Literal["fixed"] = "fixed"
+    weights: Literal["fixed", "learned"] = "fixed"
+    weights_learning_rate: Positive | None = None
 
     def ignored(self) -> dict[str, str]:
         """See `Section.ignored`."""
@@ -57,6 +57,10 @@ class PKL(_Divergence):
         if self.support not in ("topk_rest", "topk_batch"):
             found["top_k"] = (
                 f"has no effect with support: {self.support}; remove it, or set support: topk_rest"
+            )
+        if self.weights == "fixed":
+            found["weights_learning_rate"] = (
+                "has no effect with weights: fixed; remove it, or set weights: learned"
             )
         return found
 

@@ -45,6 +45,7 @@ class Model(Section):
     quantization: Quantization | None = None
     attn_implementation: Text | None = None
     trust_remote_code: bool = False
+    chunked_head: bool = True
 
 
 class Student(Model):
@@ -158,11 +159,26 @@ class ProjectionSettings(Section):
 
 
 class CombineSettings(Section):
-    """Weights of distillation and cross-entropy, and how the first is scaled to the second."""
+    """How losses add up: distillation against cross-entropy, and teacher against teacher.
+
+    `teachers`: `sum` of all, `average_logits` (one vocabulary), or the `best` for each sample.
+    `teacher_weights`: `static` (the teachers' own), or redistributed on each sample by the
+    teachers' `ce`, `entropy` or `max_prob`; `best` chooses by it (default `ce`).
+    `log_vocab_normalization`: divide each teacher's loss by the log of its vocabulary's size.
+    """
 
     kd: NotNegative = 1.0
     ce: NotNegative = 1.0
     scaling: Literal["fixed", "dynamic", "dynamic_lagged"] = "dynamic"
+    teachers: Literal["sum", "average_logits", "best"] = "sum"
+    teacher_weights: Literal["static", "ce", "entropy", "max_prob"] | None = None
+    log_vocab_normalization: bool = False
+
+    @property
+    def criterion(self) -> Literal["static", "ce", "entropy", "max_prob"]:
+        """`teacher_weights` with its default filled in."""
+        default: Literal["static", "ce"] = "ce" if self.teachers == "best" else "static"
+        return self.teacher_weights or default
 
 
 class RunConfig(Section):

@@ -30,6 +30,8 @@ SUPPORTS: tuple[Support, ...] = ("full", "reached", "topk_rest", "topk_batch")
 DEFAULT_TOP_K = 64
 # (code): ids kept for a whole batch.
 DEFAULT_BATCH_TOP_K = 8192
+# The learning rate of learned W; far above the student's.
+DEFAULT_WEIGHTS_RATE = 1e-2
 # (code): added inside and outside the student's renormalisation under pooling `mean`.
 MEAN_EPSILON = 1e-10
 
@@ -91,6 +93,7 @@ class PKL(Loss):
         top_k: int | None = None,
         jsd_beta: float | None = None,
         weights: Weights = "fixed",
+        weights_learning_rate: float | None = None,
     ) -> None:
         super().__init__(
             projection.student_masked,
@@ -115,6 +118,16 @@ class PKL(Loss):
             )
         check_choice(self.kind, "weights", weights, WEIGHTS)
         self.learned = LearnedWeights(self.projector) if weights == "learned" else None
+        if weights_learning_rate is not None:
+            check_choice(
+                self.kind, "weights (weights_learning_rate is given)", weights, ("learned",)
+            )
+            if not 0.0 < weights_learning_rate < float("inf"):
+                raise LossError(
+                    f"p_kl: weights_learning_rate is {weights_learning_rate}; expected a finite "
+                    f"number above 0 (the paper's is {DEFAULT_WEIGHTS_RATE})."
+                )
+        self.learning_rate = weights_learning_rate or DEFAULT_WEIGHTS_RATE
         if (support, pooling, temperature) == ("topk_rest", "first", 1.0):
             self.accepts = frozenset({"dense", "topk"})
         default = DEFAULT_TOP_K if support == "topk_rest" else DEFAULT_BATCH_TOP_K

@@ -7,7 +7,7 @@ back before the next set is opened.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from xtoken.losses.base import SignalKind
 
 
+@runtime_checkable
 class Source(Protocol):
     """Logits, or hidden states with an output head."""
 

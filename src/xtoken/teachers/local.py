@@ -10,7 +10,9 @@ from torch import Tensor
 
 from xtoken.errors import UsageError
 from xtoken.losses.base import SignalKind
+from xtoken.losses.sources import LogitSource, Source
 from xtoken.models import context_length, load_causal_lm, output_head_rows
+from xtoken.output_head import HeadUnreachableError, ModelHead
 from xtoken.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ class LocalTeacher:
         model: a causal language model. It is put into evaluation mode and its weights are frozen.
         vocab: its tokenizer's vocabulary; `rows` is set to the height of the model's head.
         name: what logs call the teacher.
+        chunked_head: let `rows` give hidden states where the output head can be reached;
+            `head_note` says why if it can't.
 
     Raises:
         VocabularyError: the model's head is too small for the vocabulary.
@@ -32,12 +36,24 @@ class LocalTeacher:
     kind: SignalKind = "dense"
 
     def __init__(
-        self, model: PreTrainedModel, vocab: Vocabulary, *, name: str | None = None
+        self,
+        model: PreTrainedModel,
+        vocab: Vocabulary,
+        *,
+        name: str | None = None,
+        chunked_head: bool = True,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.vocab = vocab.with_rows(output_head_rows(model))
         self.name = name or vocab.name
         self.context_length = context_length(model)
+        self.head: ModelHead | None = None
+        self.head_note: str | None = None
+        if chunked_head:
+            try:
+                self.head = ModelHead(self.model)
+            except HeadUnreachableError as error:
+                self.head_note = str(error)
 
     @classmethod
     def from_pretrained(
@@ -86,6 +102,24 @@ class LocalTeacher:
         Raises:
             UsageError: sequences longer than the model's positions reach.
         """
+        return self._forward(self._inputs(input_ids, attention_mask)).to(input_ids.device)
+
+    @torch.no_grad()
+    def rows(self, input_ids: Tensor, attention_mask: Tensor) -> Source:
+        """Return the rows of `signal`, flat (b * T + t), formed in blocks where that can be.
+
+        Raises:
+            UsageError: sequences longer than the model's positions reach.
+        """
+        # The loss runs where the batch is, and a head's weight doesn't travel.
+        here = self.head is not None and self.head.module.weight.device == input_ids.device
+        if self.head is None or not here:
+            logits_BTU = self.signal(input_ids, attention_mask)
+            return LogitSource(logits_BTU.reshape(-1, logits_BTU.shape[-1]))
+        inputs = self._inputs(input_ids, attention_mask)
+        return self.head.run(lambda: self._forward(inputs))
+
+    def _inputs(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
         if self.context_length is not None and input_ids.shape[1] > self.context_length:
             raise UsageError(
                 f"Teacher {self.name} reads at most {self.context_length} tokens, the batch has "
@@ -96,7 +130,9 @@ class LocalTeacher:
         if mask.shape[1] and not bool(mask[:, 0].all()):
             # Models count positions from the padded start unless told otherwise.
             inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
+        return inputs
+
+    def _forward(self, inputs: dict[str, Any]) -> Tensor:
         # The student's autocast must not decide the teacher's precision.
         with torch.autocast(self.device.type, enabled=False):
-            logits = self.model(**inputs, use_cache=False).logits
-        return logits.to(input_ids.device)
+            return self.model(**inputs, use_cache=False).logits

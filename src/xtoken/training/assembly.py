@@ -9,15 +9,17 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from xtoken.config import RunConfig
-from xtoken.config.sections import Teacher
+from xtoken.config.sections import CombineSettings, Teacher
 from xtoken.errors import ConfigError, TrainingError, XTokenError
 from xtoken.losses import Projector, agreement
 from xtoken.models import context_length
+from xtoken.teachers import AveragedTeachers, LocalTeacher
 from xtoken.training.combine import Combine
 from xtoken.training.datasets import RunData
 from xtoken.training.objective import Agreement, Objective, TeacherTerm
 from xtoken.training.pairs import Pair, Pairs
 from xtoken.training.saving import no_bars
+from xtoken.training.selection import Selection
 from xtoken.training.student import load_student, load_teacher
 from xtoken.training.trainer import XTokenTrainer
 
@@ -36,21 +38,25 @@ def make_trainer(
         student = load_student(config.student, pairs.student, args)
     _refuse_too_long(config, data, context_length(student))
     terms = []
-    for pair, teacher in zip(pairs.teachers, taught_by(config), strict=False):
+    for pair in pairs.teachers if taught_by(config) else ():
         with no_bars():
-            local = load_teacher(teacher, pair.vocab, pair.name, args.device)
+            teacher = _teacher_of(config, pair, args.device)
         terms.append(
             TeacherTerm(
                 name=pair.name,
-                teacher=local,
+                teacher=teacher,
                 loss=pair.loss,
                 weight=pair.weight,
                 agreement=agreement_of(pair, args.device),
                 byte_lengths=torch.from_numpy(pair.vocab.byte_lengths).long(),
             )
         )
-    objective = Objective(terms, byte_lengths=torch.from_numpy(pairs.student.byte_lengths).long())
     settings = config.combine
+    objective = Objective(
+        terms,
+        byte_lengths=torch.from_numpy(pairs.student.byte_lengths).long(),
+        selection=_selection(settings) if terms else None,
+    )
     try:
         return XTokenTrainer(
             student,
@@ -63,6 +69,7 @@ def make_trainer(
             processing_class=pairs.student.tokenizer,
             callbacks=callbacks,
             progress=progress,
+            chunked_head=config.student.chunked_head,
         )
     except Exception as error:
         if not args.push_to_hub or isinstance(error, XTokenError):
@@ -72,6 +79,37 @@ def make_trainer(
             f"{str(error).strip().splitlines()[0]} Log in (`hf auth login`) and check the network, "
             "or push the folder when the run is done"
         ) from error
+
+
+def _teacher_of(config: RunConfig, pair: Pair, device: Any) -> LocalTeacher | AveragedTeachers:
+    names = config.teacher_names()
+    teachers = [
+        load_teacher(config.teachers[index], pair.vocab, names[index], device)
+        for index in pair.members
+    ]
+    if len(teachers) == 1:
+        return teachers[0]
+    weights = [config.teachers[index].weight for index in pair.members]
+    return AveragedTeachers(teachers, weights, name=pair.name)
+
+
+def _selection(settings: CombineSettings) -> Selection | None:
+    criterion = settings.criterion
+    if criterion == "static" or settings.teachers == "average_logits":
+        return None
+    return Selection(settings.teachers, criterion)
+
+
+def head_notes(trainer: XTokenTrainer) -> list[str]:
+    """Return what there is to say about where logits are formed in blocks and where they aren't."""
+    models = [("student", trainer.objective.head, trainer.head_note)]
+    for term in trainer.objective.teachers:
+        members = getattr(term.teacher, "members", [term.teacher])
+        models += [(f"teacher {m.name}", m.head, m.head_note) for m in members]
+    notes = [f"Full logits for the {name}: {note}." for name, _, note in models if note]
+    if chunked := ", ".join(name for name, head, _ in models if head is not None):
+        notes.insert(0, f"Logits are formed in blocks and dropped (chunked head): {chunked}.")
+    return notes
 
 
 def taught_by(config: RunConfig) -> list[Teacher]:

@@ -132,7 +132,7 @@ def dry_run(config: RunConfig) -> DryRun:
         model_size(config.student),
         sizes,
         student_dtype=student_dtype(config.student),
-        teacher_lengths=_teacher_lengths(config, data)[: len(sizes)],
+        teacher_lengths=_teacher_lengths(config, data, pairs)[: len(sizes)],
     )
     example = data.train.preview
     assert example is not None  # data without a target is refused
@@ -159,14 +159,14 @@ def _short(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update=update)})
 
 
-def _teacher_lengths(config: RunConfig, data: RunData) -> list[int]:
+def _teacher_lengths(config: RunConfig, data: RunData, pairs: Pairs) -> list[int]:
     """Guess each teacher's longest sequence: the student's, stretched by the tokenizers' ratio."""
     student = max(_lengths(data.train)[0])
     lengths = []
-    for index in range(len(config.teachers)):
+    for index, pair in enumerate(pairs.teachers):
         ratio = max(_lengths(data.train)[1 + index]) / student
         length = round(config.data.max_length * ratio)
-        lengths.append(min(length, config.data.teacher_max_length or length))
+        lengths += [min(length, config.data.teacher_max_length or length)] * len(pair.members)
     return lengths
 
 

@@ -54,11 +54,15 @@ def run_objective(
 
 
 def with_kd(means: dict[str, float], objective: Objective) -> dict[str, float]:
-    """Return the figures with `kd` = sum_m w_m kd/<teacher m> put in."""
+    """Return the figures with `kd` = sum_m w_m kd/<teacher m> put in.
+
+    Where teachers are chosen a sample, `kd_chosen/<teacher m>` stands for the second factor.
+    """
+    kind = "kd" if objective.selection is None else "kd_chosen"
     parts = [
-        term.weight * means[f"kd/{term.name}"]
+        term.weight * means[f"{kind}/{term.name}"]
         for term in objective.teachers
-        if f"kd/{term.name}" in means
+        if f"{kind}/{term.name}" in means
     ]
     return {**means, "kd": sum(parts)} if parts else dict(means)
 

@@ -23,6 +23,9 @@ OPTIMIZER_BYTES = {
     "paged_adamw_8bit": 2,
     "lion_32bit": 4,
 }
+# Blocks of logits, their gradient and what a loss makes of them, either side: about four times
+# what the logits of a block may take (`losses.job.HEAD_BYTES`).
+HEAD_BLOCK = 0.5 * GIB
 
 
 @dataclass(frozen=True)
@@ -134,17 +137,23 @@ def estimate(
         "optimizer": trained * OPTIMIZER_BYTES.get(optimizer, 2 * train_bytes),
         "activations": rows * student.hidden * student.layers * per_unit,
         # Autocast hands logits over in float32; their gradient is as large.
-        "student logits and gradient": 2 * rows * student.head_rows * max(BYTES[own], 4.0 * half),
+        "student logits and gradient": _logits(
+            2 * rows * student.head_rows * max(BYTES[own], 4.0 * half), config.student
+        ),
     }
     for index, (size, length) in enumerate(zip(teachers, teacher_lengths, strict=True)):
         teacher = config.teachers[index]
         stored = size.dtype if teacher.dtype == "auto" else teacher.dtype
         name = config.teacher_names()[index]
         parts[f"teacher {name}"] = size.parameters * BYTES[teacher.quantization or stored]
-        parts[f"logits of {name}"] = (
-            args.per_device_train_batch_size * length * size.head_rows * BYTES[stored]
+        parts[f"logits of {name}"] = _logits(
+            args.per_device_train_batch_size * length * size.head_rows * BYTES[stored], teacher
         )
     return MemoryEstimate(parts)
+
+
+def _logits(whole: float, model: Model) -> float:
+    return min(whole, HEAD_BLOCK) if model.chunked_head else whole
 
 
 def _trained(student: ModelSize, lora: Lora | None) -> int:

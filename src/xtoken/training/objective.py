@@ -16,51 +16,95 @@ import torch
 from torch import Tensor, nn
 
 from xtoken.errors import TrainingError
-from xtoken.losses import LossResult, cross_entropy
+from xtoken.losses import Loss, LossResult, Term, cross_entropy, run_terms
 from xtoken.losses.base import Chunks
+from xtoken.losses.cross_entropy import cross_entropy_term
+from xtoken.losses.sources import LogitSource, Source
+from xtoken.output_head import ModelHead
 from xtoken.training.counts import IGNORED, next_targets
+from xtoken.training.measures import realised_nats
 from xtoken.training.metrics import Clock, Sums
+from xtoken.training.selection import Selection
 
 LN2 = math.log(2.0)
-# Rows of teacher logits that are turned into log-probabilities at a time for `teacher_bpb`.
-BLOCK_ROWS = 256
 
 
 class DenseTeacher(Protocol):
-    """Anything that gives next-token logits for a batch, without gradient."""
+    """Anything that gives next-token logits for a batch, without gradient.
+
+    One that also has `rows(input_ids, attention_mask) -> Source` (flat rows: hidden states with an
+    output head, say) is asked for these instead.
+    """
 
     def signal(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return logits [B, T, U or more]."""
         ...
 
 
-Agreement = Callable[[Tensor, Tensor, Chunks], tuple[Tensor, Tensor]]
+Rows = Tensor | Source
+Agreement = Callable[[Rows, Rows, Chunks], tuple[Tensor, Tensor]]
 
 
 @dataclass
 class TeacherTerm:
     """One teacher's part of the loss.
 
-    `agreement(student_logits_NV, teacher_logits_MU, chunks) -> (hits, count)` measures top-1
-    agreement under the fixed projection, whatever the loss is; None leaves it out.
+    `agreement(student, teacher, chunks) -> (hits, count)` measures top-1 agreement of rows (logits
+    or `Hidden`) under the fixed projection, whatever the loss is; None leaves it out.
     `byte_lengths` (int[U]) are the bytes of the teacher's tokens, for its bits per byte.
     """
 
     name: str
     teacher: DenseTeacher
-    loss: Callable[[Tensor, Tensor, Chunks], LossResult]
+    loss: Callable[[Any, Any, Chunks], LossResult]
     weight: float = 1.0
     agreement: Agreement | None = None
     byte_lengths: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What a micro-batch's sums are multiplied by: `ce`, and `kd[m]` for teacher m."""
+
+    ce: float
+    kd: tuple[float, ...]
+
+
 @dataclass
 class Parts:
-    """A micro-batch's sums: `ce` over tokens, `kd[m]` over teacher m's chunks, and figures."""
+    """A micro-batch's sums: `ce` over tokens, `kd[m]` over teacher m's chunks, and figures.
+
+    `weigh(weights)` gives ce * CE + sum_m kd[m] * KD_m, differentiable; by default the sums carry
+    gradients themselves.
+    """
 
     ce: LossResult
     kd: list[LossResult]
     sums: Sums = field(default_factory=Sums)
+    weigh: Callable[[Weights], Tensor] | None = None
+
+    def loss(self, weights: Weights) -> Tensor:
+        """Return the weighted sum of the parts; a part with weight 0 takes no gradient."""
+        if self.weigh is not None:
+            return self.weigh(weights)
+        loss = torch.zeros_like(self.ce.total)
+        if weights.ce:
+            loss = loss + weights.ce * self.ce.total
+        for result, weight in zip(self.kd, weights.kd, strict=False):
+            if weight:
+                loss = loss + weight * result.total.to(loss.dtype)
+        return loss
+
+
+@dataclass
+class _Lesson:
+    """One teacher on one micro-batch: its rows, and which chunks count how much."""
+
+    index: int
+    term: TeacherTerm
+    rows: Source
+    chunks: Chunks
+    groups: list[tuple[float, Chunks]]
 
 
 def student_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -85,6 +129,11 @@ class Objective:
         teachers: the teachers' terms, in the order of `batch["teachers"]`.
         byte_lengths: int[V], bytes of the student's tokens; gives `bpb`. None leaves it out.
         chunks_of: `(batch, teacher_index) -> Chunks`; the data package's by default.
+        selection: who teaches which sample; None: everyone, by its weight.
+
+    Attributes:
+        head: the student's output head, if its logits are to be formed in blocks; needs losses
+            of `xtoken.losses`.
     """
 
     def __init__(
@@ -93,6 +142,7 @@ class Objective:
         *,
         byte_lengths: Tensor | None = None,
         chunks_of: Callable[[Mapping[str, Any], int], Chunks] | None = None,
+        selection: Selection | None = None,
     ) -> None:
         if chunks_of is None:
             from xtoken.data.collate import chunks_from_batch
@@ -101,6 +151,8 @@ class Objective:
         self.teachers = list(teachers)
         self.byte_lengths = byte_lengths
         self.chunks_of = chunks_of
+        self.selection = selection
+        self.head: ModelHead | None = None
 
     @property
     def weights(self) -> list[float]:
@@ -111,6 +163,11 @@ class Objective:
     def names(self) -> list[str]:
         """The teachers' names."""
         return [term.name for term in self.teachers]
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether every loss takes rows of any source, and several of them at once."""
+        return all(isinstance(term.loss, Loss) for term in self.teachers)
 
     def count_chunks(self, batch: Mapping[str, Any], index: int) -> int:
         """Return the supervised chunks of a batch that teacher `index`'s loss divides by.
@@ -127,6 +184,7 @@ class Objective:
         student: nn.Module,
         batch: Mapping[str, Any],
         *,
+        weights: Weights | None = None,
         with_teachers: bool = True,
         figures: bool = False,
         clock: Clock | None = None,
@@ -137,6 +195,9 @@ class Objective:
         Args:
             student: the (wrapped) student; called without labels.
             batch: a collated batch on the student's device.
+            weights: what the parts will be weighted by, if that is known by now: all losses then
+                go through the rows together, once. Else a head that is reached is gone through
+                twice, for the sums and for their gradient.
             with_teachers: False runs the student alone (`kd` is then empty).
             figures: also measure agreement and the teachers' bits per byte.
             clock: told which phase begins.
@@ -144,105 +205,184 @@ class Objective:
         """
         enter = clock.enter if clock is not None else lambda phase: None
         enter("student")
-        logits_BSV = student(**student_inputs(batch), use_cache=False).logits
-        if backward_clock and logits_BSV.requires_grad:
-            logits_BSV.register_hook(lambda gradient: enter("student"))
-        logits_NV = logits_BSV.reshape(-1, logits_BSV.shape[-1])
+        source = self._student(student, batch)
+        rows = source.inputs[0]
+        if backward_clock and rows.requires_grad:
+            rows.register_hook(lambda gradient: enter("student"))
+        enter("teacher")
+        lessons = self._lessons(batch, source) if with_teachers else []
         enter("loss")
-        targets_N = next_targets(batch["labels"])
-        parts = Parts(ce=cross_entropy(logits_NV, targets_N), kd=[])
+        parts = self._run(source, next_targets(batch["labels"]), lessons, weights)
+        if with_teachers:
+            self._fill(parts, lessons, rows.device)
         parts.sums.add("ce", parts.ce.total, parts.ce.count)
-        self._student_bytes(parts, logits_NV, targets_N)
-        for index, term in enumerate(self.teachers if with_teachers else ()):
-            parts.kd.append(
-                self._teacher(index, term, logits_NV, batch, parts.sums, figures, enter)
-            )
+        enter("figures" if figures else "loss")
+        self._student_bytes(parts, source, next_targets(batch["labels"]))
+        for lesson in lessons if figures else ():
+            self._figures(parts.sums, lesson, source)
+        enter("loss")
         return parts
 
-    def _teacher(
-        self,
-        index: int,
-        term: TeacherTerm,
-        logits_NV: Tensor,
-        batch: Mapping[str, Any],
-        sums: Sums,
-        figures: bool,
-        enter: Callable[[str | None], None],
-    ) -> LossResult:
-        chunks = self.chunks_of(batch, index)
-        if len(chunks) == 0:
-            zero = torch.zeros((), dtype=torch.float32, device=logits_NV.device)
-            return LossResult(total=zero, count=zero.clone())
-        enter("teacher")
-        part = batch["teachers"][index]
-        with torch.no_grad():
-            logits_BTU = term.teacher.signal(part["input_ids"], part["attention_mask"])
-        teacher_MU = logits_BTU.reshape(-1, logits_BTU.shape[-1]).to(logits_NV.device)
-        enter("loss")
-        result = term.loss(logits_NV, teacher_MU, chunks)
-        sums.add(f"kd/{term.name}", result.total, result.count)
-        for name, (total, count) in result.metrics.items():
-            self._figure(sums, name, term.name, total, count)
-        if figures:
-            enter("figures")
-            with torch.no_grad():
-                if term.agreement is not None:
-                    hits, count = term.agreement(logits_NV.detach(), teacher_MU, chunks)
-                    self._figure(sums, "agreement", term.name, hits, count)
-                if term.byte_lengths is not None:
-                    term.byte_lengths = term.byte_lengths.to(teacher_MU.device)
-                    nats, size = realised_nats(teacher_MU, chunks, term.byte_lengths)
-                    self._figure(sums, "teacher_bpb", term.name, nats, size * LN2)
-            enter("loss")
-        return result
+    def _student(self, student: nn.Module, batch: Mapping[str, Any]) -> Source:
+        inputs = student_inputs(batch)
+        if self.head is not None:
+            return self.head.run(lambda: student(**inputs, use_cache=False))
+        logits_BSV = student(**inputs, use_cache=False).logits
+        return LogitSource(logits_BSV.reshape(-1, logits_BSV.shape[-1]))
 
-    def _figure(self, sums: Sums, name: str, teacher: str, total: Tensor, count: Tensor) -> None:
+    # ---- Teachers --------------------------------------------------------------------------
+
+    def _lessons(self, batch: Mapping[str, Any], source: Source) -> list[_Lesson]:
+        """Ask every teacher that has chunks in the batch, then let the selection choose."""
+        lessons = []
+        for index, term in enumerate(self.teachers):
+            chunks = self.chunks_of(batch, index)
+            if len(chunks):
+                rows = self._teacher(term, batch["teachers"][index], source.inputs[0].device)
+                lessons.append(_Lesson(index, term, rows, chunks, [(1.0, chunks)]))
+        if self.selection is not None and lessons:
+            self._select(lessons, *batch["input_ids"].shape)
+        return lessons
+
+    @torch.no_grad()
+    def _teacher(
+        self, term: TeacherTerm, part: Mapping[str, Tensor], device: torch.device
+    ) -> Source:
+        ids, mask = part["input_ids"], part["attention_mask"]
+        rows = getattr(term.teacher, "rows", None)
+        if rows is not None and isinstance(term.loss, Loss):
+            return rows(ids, mask)
+        logits_BTU = term.teacher.signal(ids, mask)
+        return LogitSource(logits_BTU.reshape(-1, logits_BTU.shape[-1]).to(device))
+
+    def _select(self, lessons: list[_Lesson], samples: int, columns: int) -> None:
+        """Split each teacher's chunks into groups of samples that have one factor."""
+        assert self.selection is not None
+        device = lessons[0].chunks.student_start_C.device
+        score_MB = torch.full(
+            (len(self.teachers), samples), torch.nan, dtype=torch.float64, device=device
+        )
+        owners = [lesson.chunks.student_start_C // columns for lesson in lessons]
+        for lesson, owner_C in zip(lessons, owners, strict=True):
+            size = getattr(lesson.term.loss, "teacher_size", lesson.rows.shape[1])
+            score_MB[lesson.index] = self.selection.score(
+                lesson.rows, lesson.chunks, owner_C, samples, size
+            )
+        factor_MB = self.selection.factors(score_MB, self.weights)
+        for lesson, owner_C in zip(lessons, owners, strict=True):
+            factor_C = factor_MB[lesson.index][owner_C]
+            lesson.groups = [
+                (value, lesson.chunks.select(factor_C == value))
+                for value in factor_C.unique().tolist()
+                if value
+            ]
+
+    # ---- Losses ----------------------------------------------------------------------------
+
+    def _run(
+        self,
+        source: Source,
+        targets_N: Tensor,
+        lessons: list[_Lesson],
+        weights: Weights | None,
+    ) -> Parts:
+        """Run the cross-entropy and each lesson's groups; `kd` has one result a group for now."""
+        together = self.takes_rows and (self.head is not None or weights is not None)
+        if not together:
+            rows = source.inputs[0]
+            kd = [
+                lesson.term.loss(rows, _given(lesson), chunks)
+                for lesson in lessons
+                for _, chunks in lesson.groups
+            ]
+            return Parts(ce=cross_entropy(rows, targets_N), kd=kd)
+
+        def terms(weights: Weights) -> list[Term]:
+            found = [cross_entropy_term(source, targets_N, weight=weights.ce)]
+            for lesson in lessons:
+                weight = weights.kd[lesson.index]
+                found += [
+                    Term(lesson.term.loss, chunks, lesson.rows, weight * factor)  # type: ignore[arg-type]
+                    for factor, chunks in lesson.groups
+                ]
+            return found
+
+        known = weights or Weights(1.0, (1.0,) * len(self.teachers))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weights is not None):
+            total, (ce, *kd) = run_terms(source, terms(known))
+        if weights is not None:
+            return Parts(ce=ce, kd=kd, weigh=lambda _: total)
+        return Parts(ce=ce, kd=kd, weigh=lambda late: run_terms(source, terms(late))[0])
+
+    def _fill(self, parts: Parts, lessons: list[_Lesson], device: torch.device) -> None:
+        """Turn results of groups into one a teacher, and note the figures of each."""
+        found = iter(parts.kd)
+        zero = torch.zeros((), dtype=torch.float32, device=device)
+        results = [LossResult(total=zero, count=zero.clone()) for _ in self.teachers]
+        for lesson in lessons:
+            name, total = lesson.term.name, zero
+            for factor, _ in lesson.groups:
+                result = next(found)
+                total = total + factor * result.total if factor != 1.0 else total + result.total
+                parts.sums.add(f"kd/{name}", result.total, result.count)
+                for metric, (value, count) in result.metrics.items():
+                    self._figure(parts.sums, metric, name, value, count)
+            counted = float(getattr(lesson.term.loss, "count", len)(lesson.chunks))
+            results[lesson.index] = LossResult(total, total.new_tensor(counted))
+            if self.selection is not None:
+                taught = sum(factor * len(chunks) for factor, chunks in lesson.groups)
+                share = lesson.term.weight / sum(self.weights)
+                parts.sums.add(f"teacher_share/{name}", taught * share, len(lesson.chunks))
+                parts.sums.add(f"kd_chosen/{name}", total, counted)
+        parts.kd = results
+
+    # ---- Figures ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _figures(self, sums: Sums, lesson: _Lesson, source: Source) -> None:
+        term, chunks = lesson.term, lesson.chunks
+        given = _given(lesson)
+        if term.agreement is not None:
+            student = source if isinstance(given, Source) else source.inputs[0].detach()
+            hits, count = term.agreement(student, given, chunks)
+            self._figure(sums, "agreement", term.name, hits, count)
+        if term.byte_lengths is not None:
+            term.byte_lengths = term.byte_lengths.to(chunks.teacher_start_C.device)
+            nats, size = realised_nats(lesson.rows, chunks, term.byte_lengths)
+            self._figure(sums, "teacher_bpb", term.name, nats, size * LN2)
+
+    def _figure(
+        self,
+        sums: Sums,
+        name: str,
+        teacher: str,
+        total: Tensor | float,
+        count: Tensor | float,
+    ) -> None:
         sums.add(name, total, count)
         if len(self.teachers) > 1:
             sums.add(f"{name}/{teacher}", total, count)
 
-    def _student_bytes(self, parts: Parts, logits_NV: Tensor, targets_N: Tensor) -> None:
+    def _student_bytes(self, parts: Parts, student: Rows, targets_N: Tensor) -> None:
         """Add the student's bits per byte: an eos has nats but no bytes, so it stays out."""
         if self.byte_lengths is None:
             return
         self.byte_lengths = self.byte_lengths.to(targets_N.device)
         supervised_N = targets_N != IGNORED
         size_N = self.byte_lengths[targets_N.clamp_min(0)] * supervised_N
-        rows = (supervised_N & (size_N == 0)).nonzero().squeeze(1)
+        without_N = supervised_N & (size_N == 0)
         nats = parts.ce.total.detach()
-        if len(rows):
+        if bool(without_N.any()):
             with torch.no_grad():
-                without_bytes = cross_entropy(logits_NV[rows], targets_N[rows])
-            nats = nats - without_bytes.total
+                without = cross_entropy(student, targets_N.masked_fill(~without_N, IGNORED))
+            nats = nats - without.total
         parts.sums.add("bpb", nats, size_N.sum() * LN2)
 
 
-def realised_nats(
-    logits_MU: Tensor, chunks: Chunks, byte_lengths_U: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return (nats, bytes) of the teacher tokens with bytes inside supervised chunks.
-
-    nats = - sum_r log softmax(logits[r])[target[r]] over the chunks' rows, on the real
-    vocabulary (`len(byte_lengths_U)` columns); bytes is the sum of those tokens' lengths.
-    """
-    count_C = chunks.teacher_count_C
-    first = torch.repeat_interleave(chunks.teacher_start_C, count_C)
-    ends_C = count_C.cumsum(0)
-    offset = torch.arange(int(ends_C[-1]), device=first.device) - torch.repeat_interleave(
-        ends_C - count_C, count_C
-    )
-    rows = first + offset
-    targets = chunks.teacher_target_M[rows]
-    # An eos that closes the text has nats but no bytes.
-    has_bytes = byte_lengths_U[targets] > 0
-    rows, targets = rows[has_bytes], targets[has_bytes]
-    size = byte_lengths_U.shape[0]
-    nats = torch.zeros((), dtype=torch.float64, device=logits_MU.device)
-    for block, target in zip(rows.split(BLOCK_ROWS), targets.split(BLOCK_ROWS), strict=True):
-        logits = logits_MU[block, :size].float()
-        realised = logits.gather(1, target[:, None]).squeeze(1)
-        nats += (logits.logsumexp(-1) - realised).sum().double()
-    return nats, byte_lengths_U[targets].sum()
+def _given(lesson: _Lesson) -> Any:
+    """Return a lesson's rows as its loss takes them: logits for one that isn't this library's."""
+    own = isinstance(lesson.term.loss, Loss)
+    return lesson.rows if own else lesson.rows.inputs[0]
 
 
 def not_finite(parts: Parts, objective: Objective) -> str | None:

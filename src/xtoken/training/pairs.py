@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,10 @@ Say = Callable[[str], None]
 class Pair:
     """One teacher beside the student.
 
-    `projection` is the identity where both have the same tokenizer; `projection_file` is where W
-    was read from or belongs (None for the identity, or without a folder); `projection_built` says
-    that it was built just now and may not stand there yet.
+    `members` are the positions of its teachers in the run file: several where their logits are
+    averaged. `projection` is the identity where both have the same tokenizer; `projection_file` is
+    where W was read from or belongs (None for the identity, or without a folder);
+    `projection_built` says that it was built just now and may not stand there yet.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Pair:
     loss_settings: LossSettings
     loss: Loss
     weight: float
+    members: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,10 @@ def make_pairs(config: RunConfig, folder: Path | None, *, say: Say) -> Pairs:
     """
     student = read_vocabulary(config.student)
     pairs = []
-    for index, name in enumerate(config.teacher_names()):
+    for name, members in _groups(config):
+        index = members[0]
         vocab = read_vocabulary(config.teachers[index])
+        _refuse_other_vocabularies(config, vocab, members)
         same = student.same_as(vocab)
         projection, file, built = _projection(config, index, student, vocab, same, folder, say)
         settings = _loss_settings(config, index, same)
@@ -88,7 +93,8 @@ def make_pairs(config: RunConfig, folder: Path | None, *, say: Say) -> Pairs:
                 projection_built=built,
                 loss_settings=settings,
                 loss=_loss(index, name, settings, student, vocab, projection),
-                weight=config.teachers[index].weight,
+                weight=_weight(config, members, vocab),
+                members=members,
             )
         )
         if same:
@@ -99,12 +105,49 @@ def make_pairs(config: RunConfig, folder: Path | None, *, say: Say) -> Pairs:
     return Pairs(student, tuple(pairs))
 
 
+def _groups(config: RunConfig) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the name and the teachers of each pair: all in one where logits are averaged."""
+    names = config.teacher_names()
+    if config.combine.teachers == "average_logits":
+        return [(" + ".join(names), tuple(range(len(names))))]
+    return [(name, (index,)) for index, name in enumerate(names)]
+
+
+def _weight(config: RunConfig, members: tuple[int, ...], vocab: Vocabulary) -> float:
+    weight = sum(config.teachers[index].weight for index in members)
+    # An entropy is at most the log of the vocabulary's size.
+    return weight / math.log(len(vocab)) if config.combine.log_vocab_normalization else weight
+
+
+def _refuse_other_vocabularies(
+    config: RunConfig, vocab: Vocabulary, members: tuple[int, ...]
+) -> None:
+    for index in members[1:]:
+        if not vocab.same_as(read_vocabulary(config.teachers[index])):
+            raise ConfigError(
+                f"combine.teachers is average_logits, but teachers.{index} "
+                f"({config.teachers[index].model}) has another tokenizer than "
+                f"teachers.{members[0]} ({config.teachers[members[0]].model}); use sum or best"
+            )
+
+
 def keep_projections(pairs: Pairs) -> None:
     """Write the projections that `make_pairs` built to their files; others stay as they are."""
     for pair in pairs.teachers:
         if pair.projection_built and pair.projection_file is not None:
             pair.projection_file.parent.mkdir(parents=True, exist_ok=True)
             pair.projection.save(pair.projection_file)
+
+
+def keep_learned(pairs: Pairs, folder: Path) -> list[Path]:
+    """Write each learned W as `projection-<i>-learned.safetensors`; returns the files."""
+    files = []
+    for index, pair in enumerate(pairs.teachers):
+        learned = getattr(pair.loss, "learned", None)
+        if learned is not None:
+            files.append(folder / f"projection-{index}-learned.safetensors")
+            learned.export(pair.projection, pair.loss.projector).save(files[-1])  # type: ignore[operator, union-attr, arg-type]
+    return files
 
 
 def _projection(

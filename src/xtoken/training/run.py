@@ -15,13 +15,20 @@ from transformers import TrainerCallback, set_seed
 from xtoken.config import RunConfig
 from xtoken.errors import TrainingError
 from xtoken.training.arguments import Resume, starting_point, training_arguments
-from xtoken.training.assembly import make_trainer, taught_by
+from xtoken.training.assembly import head_notes, make_trainer, taught_by
 from xtoken.training.callbacks import read_metrics
 from xtoken.training.checkpoints import find_checkpoint
 from xtoken.training.datasets import RunData, read_data
 from xtoken.training.export import export_student
 from xtoken.training.model_card import model_card
-from xtoken.training.pairs import Pair, Pairs, Say, keep_projections, make_pairs
+from xtoken.training.pairs import (
+    Pair,
+    Pairs,
+    Say,
+    keep_learned,
+    keep_projections,
+    make_pairs,
+)
 from xtoken.training.records import environment, evaluation_table, write_json
 from xtoken.training.saving import full_disk_is_an_error
 from xtoken.training.student import require_peft, student_dtype
@@ -105,6 +112,8 @@ def _train(
     set_seed(config.seed)
     say(f"Loading {_listed([config.student.model, *(t.model for t in taught_by(config))])}.")
     trainer = make_trainer(config, pairs, data, args, progress=progress, callbacks=callbacks)
+    for note in head_notes(trainer):
+        say(note)
     if main:
         _write_setup(config, data, trainer, folder)
         if checkpoint is None:
@@ -185,6 +194,9 @@ def _finish(
 ) -> TrainResult:
     after = _last_evaluation(trainer)
     export_student(trainer, config.student, folder)
+    if trainer.accelerator.is_main_process:
+        for file in keep_learned(pairs, folder):
+            say(f"Wrote the learned projection to {file}.")
     lines = read_metrics(folder)
     result = TrainResult(
         output_dir=folder,
@@ -199,7 +211,7 @@ def _finish(
     if trainer.accelerator.is_main_process:
         trainer.card = model_card(
             config,
-            losses=[pair.loss.kind for pair in pairs.teachers],
+            losses=[pair.loss.kind for pair in pairs.teachers for _ in pair.members],
             before=result.before,
             after=result.after,
             summary=result.to_dict(),

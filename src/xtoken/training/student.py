@@ -106,4 +106,4 @@ def load_teacher(teacher: Teacher, vocab: Vocabulary, name: str, device: Any) ->
         revision=teacher.revision,
         trust_remote_code=teacher.trust_remote_code,
     )
-    return LocalTeacher(model, vocab, name=name).to(device)
+    return LocalTeacher(model, vocab, name=name, chunked_head=teacher.chunked_head).to(device)

@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import TrainingArguments
 
 from xtoken.errors import LossError, TrainingError
+from xtoken.output_head import HeadUnreachableError, ModelHead
 from xtoken.training import saving
 from xtoken.training.batches import (
     Collator,
@@ -62,6 +63,8 @@ class XTokenTrainer(Trainer):
         callbacks: further callbacks.
         progress: "bar" (a live bar), "lines" (plain lines), "none", or "auto" (a bar on a
             terminal, lines elsewhere).
+        chunked_head: form the student's logits in blocks and drop them, where its output head can
+            be reached; `head_note` says why if it can't.
         **kwargs: whatever else `transformers.Trainer` takes.
     """
 
@@ -80,6 +83,7 @@ class XTokenTrainer(Trainer):
         eval_dataset: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
         progress: str = "auto",
+        chunked_head: bool = True,
         **kwargs: Any,
     ) -> None:
         self._settle(args)
@@ -112,6 +116,9 @@ class XTokenTrainer(Trainer):
                 "a loss with weights of its own can't be trained under FSDP or DeepSpeed yet; use "
                 "DDP or one process, or a loss without"
             )
+        self.head_note: str | None = None
+        if chunked_head:
+            self._reach_head()
         self.step_loss = StepLoss(self.combine, objective.weights, self.ranks.sum)
         self._window_rows: list[int] = []
         self.figures = StepFigures(self.args.device)
@@ -126,6 +133,23 @@ class XTokenTrainer(Trainer):
         if args.n_gpu > 1:
             # DataParallel would hand each GPU a slice of a batch whose rows are numbered flat.
             args._n_gpu = 1
+
+    def _reach_head(self) -> None:
+        """Let the objective form the student's logits in blocks, or note why it can't."""
+        try:
+            if not self.objective.takes_rows:
+                raise HeadUnreachableError("a loss of the objective takes whole logits only")
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise HeadUnreachableError(
+                    "under FSDP or DeepSpeed its weights are only whole inside the forward"
+                )
+            if self.args.fp16:
+                raise HeadUnreachableError("a block's gradient would underflow in fp16 (use bf16)")
+            if self.args.torch_compile:
+                raise HeadUnreachableError("a compiled forward can't be stopped before the head")
+            self.objective.head = ModelHead(self.model)
+        except HeadUnreachableError as error:
+            self.head_note = str(error)
 
     def _refuse_split_sequences(self) -> None:
         for name, size in (("context", self.get_cp_size()), ("sequence", self.get_sp_size())):
@@ -216,6 +240,7 @@ class XTokenTrainer(Trainer):
             parts = self.objective(
                 model,
                 inputs,
+                weights=self.step_loss.known_weights(),
                 # Without weight, the teachers are only asked what is logged of them.
                 with_teachers=self.combine.kd > 0 or figures,
                 figures=figures,

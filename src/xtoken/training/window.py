@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xtoken.training.combine import Combine, LaggedScale, combined, scale_of, weighted_kd
+from xtoken.training.combine import Combine, LaggedScale, scale_of, weighted_kd
 from xtoken.training.counts import Counts
-from xtoken.training.objective import Parts
+from xtoken.training.objective import Parts, Weights
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -96,11 +96,31 @@ class StepLoss:
             self.window.scale = scale_of(ce, kd)
         return self.window.scale
 
+    def known_weights(self) -> Weights | None:
+        """Return the weights of a micro-batch's sums, or None if its own values decide them."""
+        settings, window = self.settings, self.window
+        if not settings.scaled:
+            return self.weights_at(1.0)
+        if settings.scaling == "dynamic_lagged" and self.lagged.value is not None:
+            return self.weights_at(self.lagged.value)
+        return None if window.scale is None else self.weights_at(float(window.scale))
+
+    def weights_at(self, scale: float) -> Weights:
+        """Return what sums are multiplied by at a scale: the settings over the global counts."""
+        settings, counts = self.settings, self.window.counts
+        return Weights(
+            settings.ce / max(counts.tokens, 1.0),
+            tuple(
+                settings.kd * scale * weight / max(count, 1.0)
+                for weight, count in zip(self.weights, counts.chunks, strict=True)
+            ),
+        )
+
     def loss(self, parts: Parts) -> Tensor:
         """Return the micro-batch's share of the loss."""
         ce, kd = self.shares(parts)
         values = torch.stack([ce.detach(), kd.detach()])
-        loss = combined(ce, kd, self.settings, self.scale(values))
+        loss = parts.loss(self.weights_at(float(self.scale(values))))
         self.window.values.append(values)
         if not loss.requires_grad:
             # Nothing to learn here, but the other ranks expect gradients to reduce.
