@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -218,3 +219,34 @@ def test_import_reads_public_files_and_runs_nothing(saved, tiny_pair, tmp_path):
         assert name in message
     assert not marker.exists()
     assert not (tmp_path / "x").exists()
+
+
+def test_project_show_compares_a_learned_w_with_the_initial_one(tiny_pair, saved, tmp_path):
+    made = Projection.load(saved)
+    weights = made.weights.copy()
+    row = next(i for i in range(len(weights)) if (weights[i] > 0).sum() == 2 and not made.exact[i])
+    used = weights[row] > 0
+    weights[row, used] = [0.4, 0.6]
+    learned = tmp_path / "learned.safetensors"
+    replace(made, weights=weights).save(learned)
+    changes = json.loads(ok("project", "show", learned, "--initial", saved, "--json"))
+    assert changes["changed"] == 1
+    assert changes["most_moved"] == pytest.approx(1 / 1.1 - 0.4, abs=1e-3)
+    assert changes["examples"][0]["student_id"] == row
+    assert changes["examples"][0]["before"] == pytest.approx([1 / 1.1, 0.1 / 1.1], abs=1e-3)
+    text = ok("project", "show", learned, "--initial", saved)
+    assert "1 of" in text
+    assert "0.909 -> 0.400" in text
+    (shown,) = [
+        entry
+        for entry in json.loads(
+            ok("project", "show", learned, str(row), "--initial", saved, "--json")
+        )
+        if entry["student_id"] == row
+    ]
+    assert shown["pieces"][0]["initial_weight"] == pytest.approx(1 / 1.1, abs=1e-3)
+    assert "was 0.9091" in ok("project", "show", learned, str(row), "--initial", saved)
+    other = tmp_path / "other.safetensors"
+    Projection.build(*(Vocabulary.from_pretrained(str(x)) for x in reversed(tiny_pair))).save(other)
+    message = fails(1, "project", "show", learned, "--initial", other)
+    assert "only a W and one learned from it" in message

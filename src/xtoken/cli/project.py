@@ -18,7 +18,7 @@ from xtoken.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from xtoken.projection import Explanation, Projection, TeacherExplanation
+    from xtoken.projection import Changes, Explanation, Projection, TeacherExplanation
     from xtoken.projection.tokens import TokenTable
 
 SOURCES_SHOWN = 20
@@ -120,18 +120,28 @@ def show_(
     teacher: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Check that W is for this teacher.")
     ] = None,
+    initial: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="W", help="An earlier W to compare with, such as the one that was learned from."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show a token's row of W, or who maps to a teacher's token."""
-    from xtoken.projection import Projection
+    from xtoken.projection import Projection, compare
 
     made = Projection.load(
         file,
         vocabulary(student) if student else None,
         vocabulary(teacher) if teacher else None,
     )
+    earlier = None if initial is None else Projection.load(initial)
     if token is None:
-        _show_stats(made, file, json)
+        if earlier is None:
+            _show_stats(made, file, json)
+        else:
+            _show_changes(compare(earlier, made), json)
         return
     table = made.student_tokens if side == Side.STUDENT else made.teacher_tokens
     assert table is not None  # a file always has both
@@ -139,11 +149,22 @@ def show_(
         made.explain(i) if side == Side.STUDENT else made.explain_teacher(i)
         for i in find_tokens(table, token, side.value)
     ]
+    before: dict[int, float] = {}
     if json:
-        show_json([item.to_dict() for item in found])
+        shown = [item.to_dict() for item in found]
+        if earlier is not None:
+            _check_comparable(earlier, made)
+            for entry in shown:
+                before = _weights_in(earlier, entry, side)
+                for piece in entry["pieces" if side == Side.STUDENT else "sources"]:
+                    piece["initial_weight"] = before.get(piece["id"], 0.0)
+        show_json(shown)
         return
     for number, item in enumerate(found):
-        show(*([""] if number else []), *_explained(item))
+        if earlier is not None:
+            _check_comparable(earlier, made)
+            before = _weights_in(earlier, item.to_dict(), side)
+        show(*([""] if number else []), *_explained(item, None if earlier is None else before))
 
 
 def find_tokens(table: TokenTable, wanted: str, side: str) -> list[int]:
@@ -204,7 +225,50 @@ def _show_stats(made: Projection, file: Path, json: bool) -> None:
     show(title, table)
 
 
-def _explained(item: Explanation | TeacherExplanation) -> list[RenderableType]:
+def _weights_in(earlier: Projection, entry: dict[str, Any], side: Side) -> dict[int, float]:
+    """Return the earlier weight of each piece of a shown row or column."""
+    if side == Side.STUDENT:
+        pieces = earlier.explain(entry["student_id"]).pieces
+    else:
+        pieces = earlier.explain_teacher(entry["teacher_id"]).sources
+    return {piece.token: piece.weight for piece in pieces}
+
+
+def _check_comparable(earlier: Projection, later: Projection) -> None:
+    from xtoken.projection import compare
+
+    compare(earlier, later, examples=0)
+
+
+def _show_changes(changes: Changes, json: bool) -> None:
+    if json:
+        show_json(changes.to_dict())
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    from xtoken.report import visible
+
+    show(
+        f"{changes.changed:,} of {changes.rows:,} rows with several pieces changed by more than "
+        f"{changes.threshold:g}; the mean weight moved is {changes.mean_moved:.4f}, the most "
+        f"{changes.most_moved:.4f}."
+    )
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for example in changes.examples:
+        pieces = "  ".join(
+            f"{visible(piece.bytes)} {was:.3f} -> {piece.weight:.3f}"
+            for piece, was in zip(example.row.pieces, example.before, strict=True)
+        )
+        name = Text(visible(example.row.bytes), style="bold", overflow="fold")
+        table.add_row(f"{example.moved:.3f}", name, Text(pieces, overflow="fold"))
+    if changes.examples:
+        show("The rows that moved most:", table)
+
+
+def _explained(
+    item: Explanation | TeacherExplanation, before: dict[int, float] | None = None
+) -> list[RenderableType]:
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
@@ -230,11 +294,12 @@ def _explained(item: Explanation | TeacherExplanation) -> list[RenderableType]:
     ]
     pieces = item.pieces if isinstance(item, Explanation) else item.sources
     table = Table.grid(padding=(0, 2, 0, 0))
-    for justify in ("right", "left", "right"):
+    for justify in ("right", "left", "right", "left"):
         table.add_column(justify=justify)  # type: ignore[arg-type]
     for piece in pieces[:SOURCES_SHOWN]:
         name = Text(named(piece.bytes, piece.roles), overflow="fold")
-        table.add_row(f"{piece.weight:.4f}", name, Text(str(piece.token), style="dim"))
+        was = "" if before is None else f"was {before.get(piece.token, 0.0):.4f}"
+        table.add_row(f"{piece.weight:.4f}", name, Text(str(piece.token), style="dim"), was)
     if pieces:
         parts.append(Padding(table, (0, 0, 0, 2)))
     if len(pieces) > SOURCES_SHOWN:
