@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from xtoken.audit.coverage import (
@@ -30,6 +30,7 @@ from xtoken.audit.model import (
     Tokenizer,
     Verdict,
 )
+from xtoken.audit.ranking import RankedTeacher, Ranking, rank_teachers
 from xtoken.audit.roles import compare_marks, compare_roles
 from xtoken.audit.suppression import measure_suppression
 from xtoken.audit.text import encode_both, text_statistics
@@ -46,6 +47,8 @@ __all__ = [
     "FrequentToken",
     "MarkRow",
     "Overlap",
+    "RankedTeacher",
+    "Ranking",
     "RoleRow",
     "Suppression",
     "SuppressionRow",
@@ -54,6 +57,7 @@ __all__ = [
     "Verdict",
     "audit",
     "measure_suppression",
+    "rank_teachers",
     "table_8_counts",
 ]
 
@@ -67,6 +71,7 @@ def audit(
     *,
     projection: Projection | None = None,
     max_text_bytes: int = MAX_TEXT_BYTES,
+    progress: Callable[[int], None] | None = None,
 ) -> AuditReport:
     """Compare two tokenizers as bytes and choose a loss for the pair.
 
@@ -77,6 +82,7 @@ def audit(
         projection: W of this pair, if it exists already (built with default rules otherwise).
         max_text_bytes: longer text is sampled evenly down to about this size, and the report
             says so.
+        progress: called with the bytes of text encoded since the last call.
 
     Raises:
         ProjectionError: `projection` was built for other tokenizers.
@@ -91,7 +97,7 @@ def audit(
     same = student_vocab.same_as(teacher_vocab)
     encoded = None
     if texts is not None:
-        encoded = encode_both(student_vocab, teacher_vocab, texts, max_text_bytes)
+        encoded = encode_both(student_vocab, teacher_vocab, texts, max_text_bytes, progress)
     student_strings, teacher_strings = byte_strings(student_vocab), byte_strings(teacher_vocab)
     student = student_side(
         student_vocab, projection, None if encoded is None else encoded.student_counts

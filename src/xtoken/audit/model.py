@@ -93,8 +93,9 @@ class TextStatistics:
 
     `byte_coverage`: share of the text's bytes inside chunks; `chunks`: counts by kind
     (student:teacher); `one_to_one_share`: 1:1 chunks / chunks; `student_tokens_per_byte`: the
-    fertility; `exact_share`: share of student tokens with an exact partner; `sampled`: the text
-    was longer than the limit and only `bytes` of `total_bytes` were read.
+    fertility; `reach_share`: share of student tokens that W sends to the teacher at all;
+    `exact_share`: share of student tokens with an exact partner; `sampled`: the text was longer
+    than the limit and only `bytes` of `total_bytes` were read.
     """
 
     documents: int
@@ -105,6 +106,7 @@ class TextStatistics:
     teacher_tokens: int
     student_tokens_per_byte: float
     teacher_tokens_per_byte: float
+    reach_share: float
     exact_share: float
     teacher_exact_share: float
     byte_coverage: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Texts are cut into documents of about this many characters, at line ends where there are any.
 DOCUMENT = 8_192
+# Documents that are encoded together.
+GROUP = 32
 FREQUENT = 20
 KINDS = ("1:1", "1:N", "N:1", "M:N")
 
@@ -75,43 +77,52 @@ def split_texts(
 
 
 def encode_both(
-    student: Vocabulary, teacher: Vocabulary, texts: str | Iterable[str], max_bytes: int
+    student: Vocabulary,
+    teacher: Vocabulary,
+    texts: str | Iterable[str],
+    max_bytes: int,
+    progress: Callable[[int], None] | None = None,
 ) -> EncodedText:
-    """Encode a sample text on both sides and align it."""
+    """Encode a sample text on both sides and align it, a group of documents at a time.
+
+    `progress` is called with each group's bytes.
+    """
     from xtoken.align import align_batch
     from xtoken.encode import encode_texts
 
     documents, size, total = split_texts(texts, max_bytes)
-    ours = encode_texts(student, documents, bos=False, eos=False)
-    theirs = encode_texts(teacher, documents, bos=False, eos=False)
-    alignments = align_batch(
-        student,
-        teacher,
-        [encoding.ids for encoding in ours],
-        [encoding.ids for encoding in theirs],
-        student_spans=[encoding.spans for encoding in ours],
-        teacher_spans=[encoding.spans for encoding in theirs],
-    )
+    sides = (student, teacher)
+    counts = [np.zeros(len(vocab), dtype=np.int64) for vocab in sides]
+    exact = [True, True]
     kinds = np.zeros(len(KINDS), dtype=np.int64)
     aligned = 0
-    for alignment in alignments:
-        kinds += np.bincount(alignment.kind[~alignment.is_role], minlength=len(KINDS))
-        aligned += int((alignment.byte_stop - alignment.byte_start).sum())
+    for begin in range(0, len(documents), GROUP):
+        group = documents[begin : begin + GROUP]
+        encoded = [encode_texts(vocab, group, bos=False, eos=False) for vocab in sides]
+        ids = [[encoding.ids for encoding in side] for side in encoded]
+        spans = [[encoding.spans for encoding in side] for side in encoded]
+        alignments = align_batch(
+            student, teacher, *ids, student_spans=spans[0], teacher_spans=spans[1]
+        )
+        for alignment in alignments:
+            kinds += np.bincount(alignment.kind[~alignment.is_role], minlength=len(KINDS))
+            aligned += int((alignment.byte_stop - alignment.byte_start).sum())
+        for i, side in enumerate(encoded):
+            counts[i] += np.bincount(np.concatenate(ids[i]), minlength=len(counts[i]))
+            exact[i] = exact[i] and all(encoding.exact for encoding in side)
+        if progress is not None:
+            progress(sum(len(part.encode("utf-8", "surrogatepass")) for part in group))
     return EncodedText(
         documents=len(documents),
         bytes=size,
         total_bytes=total,
-        student_counts=_counts(student, [encoding.ids for encoding in ours]),
-        teacher_counts=_counts(teacher, [encoding.ids for encoding in theirs]),
+        student_counts=counts[0],
+        teacher_counts=counts[1],
         kinds=kinds,
         aligned_bytes=aligned,
-        student_exact=all(encoding.exact for encoding in ours),
-        teacher_exact=all(encoding.exact for encoding in theirs),
+        student_exact=exact[0],
+        teacher_exact=exact[1],
     )
-
-
-def _counts(vocab: Vocabulary, ids: Sequence[np.ndarray]) -> np.ndarray:
-    return np.bincount(np.concatenate(ids), minlength=len(vocab))
 
 
 def text_statistics(
@@ -130,6 +141,7 @@ def text_statistics(
         teacher_tokens=teacher_tokens,
         student_tokens_per_byte=student_tokens / encoded.bytes,
         teacher_tokens_per_byte=teacher_tokens / encoded.bytes,
+        reach_share=_share(encoded.student_counts, projection.indices[:, 0] >= 0),
         exact_share=_share(encoded.student_counts, student.exact),
         teacher_exact_share=_share(encoded.teacher_counts, teacher.exact),
         byte_coverage=encoded.aligned_bytes / encoded.bytes,

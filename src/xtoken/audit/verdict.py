@@ -119,6 +119,12 @@ def _outside(rows: Iterable[ClassRow]) -> Iterator[tuple[ClassRow, Side, int, in
                 yield row, side, used - used_exact, used, True
 
 
+def critical_outside(rows: Iterable[ClassRow]) -> list[ClassRow]:
+    """Return the critical classes with too few exact partners on a side, in the table's order."""
+    found = {row.key: row for row, *_, on_text in _outside(rows) if not on_text}
+    return list(found.values())
+
+
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 

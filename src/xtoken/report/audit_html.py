@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xtoken.report.alignment import Block, visible
+from xtoken.report.audit_suppression import suppression_html
 from xtoken.report.audit_text import (
     coverage_sentence,
     digits_sentence,
     exact_of,
+    marks_sentence,
     overlap_sentence,
 )
 from xtoken.report.charts import LOSS_NAMES
@@ -51,7 +53,14 @@ def audit_section(audits: Sequence[Mapping[str, Any]]) -> str:
 def audit_html(data: Mapping[str, Any]) -> str:
     """Return one audit: verdict, classes, text, roles, warnings."""
     return "".join(
-        (_verdict(data), _warnings(data), _classes(data), _text(data.get("text")), _roles(data))
+        (
+            _verdict(data),
+            _warnings(data),
+            _classes(data),
+            _text(data.get("text")),
+            suppression_html(data.get("suppression")),
+            _roles(data),
+        )
     )
 
 
@@ -201,7 +210,9 @@ def _roles(data: Mapping[str, Any]) -> str:
         rows,
         text_columns=(1, 2, 3),
     )
-    return f'<div class="card">{drawn}</div>'
+    marks = data.get("marks")
+    note = f'<p class="note">{html(marks_sentence(marks))}</p>' if marks else ""
+    return f'<div class="card">{drawn}{note}</div>'
 
 
 def alignment_section(runs: Sequence[RunData]) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xtoken.report.alignment import visible
+from xtoken.report.audit_suppression import suppression_parts
 from xtoken.report.charts import LOSS_NAMES
 from xtoken.report.frame import NARROW, ByWidth, heading, plain_table
 from xtoken.report.run_data import short_name
@@ -51,9 +52,13 @@ def _audit_parts(data: Mapping[str, Any], width: int) -> list[RenderableType]:
         parts.append(Text(digits_sentence(digits), style="dim"))
     if data.get("text"):
         parts += [Text(""), *_text_parts(data["text"], width)]
+    if data.get("suppression"):
+        parts += [Text(""), *suppression_parts(data["suppression"], width)]
     roles = [row for row in data.get("roles", ()) if row["student_text"] or row["teacher_text"]]
     if roles:
         parts += [Text(""), _role_table(roles)]
+    if data.get("marks"):
+        parts += [Text(marks_sentence(data["marks"]))]
     if data.get("warnings"):
         parts += [Text(""), Text("Warnings", style="bold yellow")]
         parts += [_bullet(item["message"]) for item in data["warnings"]]
@@ -115,6 +120,16 @@ def digits_sentence(digits: Mapping[str, bool]) -> str:
     if other:
         text += f"; not exact: {_some(other)}"
     return f"{text}."
+
+
+def marks_sentence(marks: Sequence[Mapping[str, Any]]) -> str:
+    """Say how many tokens each thinking mark takes on either side."""
+    shown = []
+    for mark in marks:
+        counts = [mark[f"{side}_tokens"] for side in ("student", "teacher")]
+        student, teacher = ("can't be written" if n is None else f"{n:,}" for n in counts)
+        shown.append(f"{mark['mark']} {student} / {teacher}")
+    return f"Thinking marks, tokens of student / teacher: {', '.join(shown)}."
 
 
 def _some(items: Sequence[str], limit: int = 12) -> str:

@@ -19,12 +19,13 @@ from xtoken.errors import UsageError, XTokenError
 from xtoken.report import results, sections
 from xtoken.report.alignment import Block
 from xtoken.report.audit_html import alignment_section, audit_html, audit_section
+from xtoken.report.audit_ranking import ranking_html
 from xtoken.report.markup import alignment_blocks, html, section
 from xtoken.report.run_data import RunData, load_run, short_name
 from xtoken.report.terminal import headline
 
 if TYPE_CHECKING:
-    from xtoken.audit import AuditReport
+    from xtoken.audit import AuditReport, Ranking
 
 RunLike = RunData | str | Path
 
@@ -108,8 +109,13 @@ def run_page(runs: Sequence[RunData]) -> str:
     return page(title, intro, body, links)
 
 
-def audit_page(reports: Iterable[AuditReport | Mapping[str, Any]]) -> str:
-    """Return the page of one audit, or of several teachers' audits, as HTML text."""
+def audit_page(
+    reports: Iterable[AuditReport | Mapping[str, Any]], *, ranking: Ranking | None = None
+) -> str:
+    """Return the page of one audit, or of several teachers' audits, as HTML text.
+
+    `ranking`: of the same audits, for a table of the teachers on top.
+    """
     data = [r if isinstance(r, Mapping) else r.to_dict() for r in reports]
     if not data:
         raise UsageError("No audit was given; expected at least one.")
@@ -121,11 +127,17 @@ def audit_page(reports: Iterable[AuditReport | Mapping[str, Any]]) -> str:
         section(f"pair-{i}", name if len(data) > 1 else "Verdict", audit_html(d))
         for i, (name, d) in enumerate(zip(names, data, strict=True))
     )
+    if ranking is not None:
+        title = f"{len(data)} teachers for {short_name(ranking.student)}"
+        body = section("ranking", "Teachers side by side", ranking_html(ranking)) + body
     intro = (
         f'<p class="eyebrow">xtoken audit</p><h1>{html(title)}</h1><p class="lead">What matches '
         f"between the tokenizers, byte for byte, and which loss that asks for.</p>"
     )
     links = [(f"pair-{i}", name) for i, name in enumerate(names)] if len(data) > 1 else []
+    if ranking is not None:
+        names = [short_name(d["teacher"]["name"]) for d in data]
+        links = [("ranking", "Ranking"), *((f"pair-{i}", n) for i, n in enumerate(names))]
     return page(title, intro, body, links)
 
 
