@@ -161,7 +161,7 @@ def test_the_suppression_check_on_the_command_line(tiny_pair, text_file, tmp_pat
     assert found["teacher_measured"]
     assert 0 < found["gradient"] < found["mass"] < 1
     ranked = json.loads(ok(*given[:3], student, *given[3:], "--json"))
-    assert [t["suppressed_gradient"] for t in ranked["teachers"]][0] == 0
+    assert ranked["teachers"][0]["suppressed_gradient"] == 0
 
 
 def test_options_that_do_not_fit_are_refused(tiny_pair, text_file) -> None:

@@ -77,8 +77,14 @@ def audit(
     texts = read_texts(text, encoding) if text else None
     student_vocab = vocabulary(student)
     teacher_vocabs = [vocabulary(teacher) for teacher in teachers]
+    models = []
+    if student_model is not None:
+        model, student_vocab = _load(student_model, student_vocab)
+        models.append(model)
+    if teacher_model is not None:
+        model, teacher_vocabs[0] = _load(teacher_model, teacher_vocabs[0])
+        models.append(model)
     given = _projection(projection, student_vocab, teacher_vocabs)
-    models = [_load(name) for name in (student_model, teacher_model) if name is not None]
     reports = []
     for teacher_vocab in teacher_vocabs:
         report = _audit(student_vocab, teacher_vocab, texts, given)
@@ -145,13 +151,15 @@ def _audit(
         return make_audit(student, teacher, texts, projection=given, progress=advance)
 
 
-def _load(name: str) -> Any:
+def _load(name: str, vocab: Vocabulary) -> tuple[Any, Vocabulary]:
+    """Load a model; refuses one whose head is too small for the tokenizer."""
     import torch
 
-    from xtoken.models import load_causal_lm
+    from xtoken.models import load_causal_lm, output_head_rows
 
     with doing(f"Loading {name}"):
-        return load_causal_lm(name, device="cuda" if torch.cuda.is_available() else "cpu")
+        model = load_causal_lm(name, device="cuda" if torch.cuda.is_available() else "cpu")
+    return model, vocab.with_rows(output_head_rows(model))
 
 
 def _suppression(
