@@ -116,7 +116,9 @@ def pretrained(
         optimizer.step()
         optimizer.zero_grad()
         if step % 100 == 0:
-            print(f"  {place.name} {step}: ce {float(parts.ce.total / parts.ce.count):.3f}")
+            print(
+                f"  {place.name} {step}: ce {float(parts.ce.total.detach() / parts.ce.count):.3f}"
+            )
     partial = place.with_name(place.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)

@@ -69,7 +69,7 @@ QUICK = Size(
 )
 SMALLEST = Size(
     name="smallest",
-    vocab_size=1400,
+    vocab_size=2048,
     teacher=Shape(32, 1, 2, 64),
     student=Shape(32, 1, 2, 64),
     teacher_steps=4,
