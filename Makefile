@@ -52,10 +52,9 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Every script says what it measures; wall times on a shared machine are noisy, ratios less so.
+# Minutes; every setting (hours): `make bench FULL=1`. One of them: see benchmarks/bench_all.py.
 bench: assets
-	$(BIN)/python benchmarks/bench_align.py
-	$(BIN)/python benchmarks/bench_projection.py
+	$(BIN)/python benchmarks/bench_all.py $(if $(FULL),--full)
 
 clean:
 	rm -rf $(VENV) .cache build dist src/*.egg-info

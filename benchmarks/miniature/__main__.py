@@ -28,6 +28,7 @@ def main() -> None:
     size.add_argument("--size", choices=list(SIZES), help="`large` needs a GPU")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), help="these rows")
     parser.add_argument("--columns", nargs="+", choices=list(COLUMNS), default=list(COLUMNS))
+    parser.add_argument("--rate", type=float, help="for every row, in place of the sweep")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--output", type=Path, help=f"default: {RESULTS}, or -SIZE beside it")
     parser.add_argument("--cache", type=Path, default=Path(".cache/miniature"))
@@ -45,6 +46,7 @@ def main() -> None:
             args.cache,
             rows=args.only or (quick if name == "quick" else list(ROWS)),
             columns=args.columns,
+            rate=args.rate,
             seeds=args.seeds or ([0] if name == "quick" else [0, 1, 2]),
         )
     print(write_tables(output))

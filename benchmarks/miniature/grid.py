@@ -52,9 +52,13 @@ def run_grid(
     rows: Sequence[str] = tuple(ROWS),
     columns: Iterable[str] = tuple(COLUMNS),
     seeds: Sequence[int] = (0, 1, 2),
+    rate: float | None = None,
     prose: Prose | None = None,
 ) -> None:
-    """Run every cell that has no file yet: column by column, in it seed by seed."""
+    """Run every cell that has no file yet: column by column, in it seed by seed.
+
+    `rate` is the learning rate of every row; None sweeps each row's own first.
+    """
     prose = prose or read_prose()
     write_json(folder / "surroundings.json", surroundings())
     for name in columns:
@@ -66,7 +70,7 @@ def run_grid(
                 path = folder / "cells" / f"{name}--{row}--{seed}.json"
                 if path.exists():
                     continue
-                cell = run_cell(bench, row, seed, _rate(bench, row, folder))
+                cell = run_cell(bench, row, seed, rate or _rate(bench, row, folder))
                 write_json(path, cell)
                 figures = cell["figures"]
                 print(

@@ -40,17 +40,17 @@ class Size:
     device: str = "cpu"
 
 
-FEW_SUMS = Mixture(sums=3, words=1, prose=16)
+FEW_SUMS = Mixture(sums=8, words=2, prose=12)
 FULL = Size(
     name="full",
     vocab_size=2048,
     teacher=Shape(128, 4, 4, 344),
     student=Shape(96, 3, 4, 256),
     teacher_steps=1500,
-    start_steps=600,
-    cell_steps=300,
-    sweep_steps=100,
-    learning_rates=(1e-3, 3e-3),
+    start_steps=900,
+    cell_steps=200,
+    sweep_steps=60,
+    learning_rates=(1.5e-3, 3e-3),
     start_mixture=FEW_SUMS,
 )
 QUICK = Size(
@@ -59,10 +59,10 @@ QUICK = Size(
     teacher=FULL.teacher,
     student=FULL.student,
     teacher_steps=1500,
-    start_steps=600,
+    start_steps=900,
     cell_steps=120,
     sweep_steps=0,
-    learning_rates=(2e-3,),
+    learning_rates=(3e-3,),
     start_mixture=FEW_SUMS,
     held_out_problems=300,
     prose_texts=30,
@@ -91,7 +91,7 @@ LARGE = Size(
     student=Shape(256, 6, 4, 688),
     teacher_steps=8000,
     start_steps=4000,
-    cell_steps=3000,
+    cell_steps=2000,
     sweep_steps=600,
     learning_rates=(3e-4, 1e-3, 3e-3),
     start_mixture=FEW_SUMS,
