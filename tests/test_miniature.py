@@ -16,7 +16,7 @@ from benchmarks.miniature.sizes import SMALLEST
 from benchmarks.miniature.tables import paired, write_tables
 from benchmarks.miniature.tokenizers import vocabulary
 
-WORDS = ["the", "river", "ran", "under", "an", "old", "stone", "bridge", "while", "children", "sang", "of", "ships", "and", "winter"]
+WORDS = ["the", "river", "ran", "under", "an", "old", "bridge", "while", "children", "sang"]
 
 
 def prose(seed: int, count: int) -> list[str]:
@@ -53,7 +53,8 @@ def test_end_to_end_resumable_and_repeatable(folders, tmp_path):
     for seed in (0, 1):
         name = f"cells/teacher_splits--path_kl--{seed}.json"
         first, second = (json.loads((d / name).read_text()) for d in (output, tmp_path))
-        assert first.pop("seconds") and second.pop("seconds")
+        assert first.pop("seconds")
+        assert second.pop("seconds")
         assert first == second
 
     table = write_tables(output)
@@ -70,7 +71,8 @@ def test_numerals_are_cut_as_said(tmp_path):
             text = str(number).encode()
             assert len(keep.tokenize_bytes([text])[0]) == 1
             assert len(split.tokenize_bytes([text])[0]) == len(text)
-        assert keep.tokenize_bytes([b"river ran"]) and not keep.same_as(split)
+        assert keep.tokenize_bytes([b"river ran"])
+        assert not keep.same_as(split)
 
 
 def test_held_out_problems_share_no_operands_with_training():

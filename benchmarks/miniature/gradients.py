@@ -14,13 +14,13 @@ import argparse
 from pathlib import Path
 
 import torch
-
 from benchmarks.miniature.cells import ROWS, Row, loss_of
 from benchmarks.miniature.columns import COLUMNS, Column, build_column, read_prose
 from benchmarks.miniature.grid import write_json
 from benchmarks.miniature.models import batches_of, rows_of
 from benchmarks.miniature.problems import operand_pairs, sum_problem
 from benchmarks.miniature.sizes import SIZES
+
 from xtoken import encode_text
 from xtoken.data import PairCollator
 from xtoken.data.collate import chunks_from_batch
