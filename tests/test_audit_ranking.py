@@ -175,3 +175,30 @@ def test_options_that_do_not_fit_are_refused(tiny_pair, text_file) -> None:
     # A model that is not the student's: fewer rows than the tokenizer has ids.
     message = fails(1, "audit", student, teacher, "--text", text_file, "--student-model", teacher)
     assert "the model's own tokenizer" in message
+
+
+def test_long_text_and_a_narrow_terminal(tiny_pair, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    path = tmp_path / "long.txt"
+    path.write_text("The river had 201 people in 1984.\n" * 150_000, encoding="utf-8")
+    student = tiny_pair[0]
+    out = ok(*("audit", *tiny_pair, "--text", path, "--student-model", student, "--tokens", "300"))
+    assert max(map(len, out.splitlines())) <= 40
+    flat = " ".join(out.split())
+    assert "(sampled from 5,100,000)" in flat
+    assert "of the text's 5,100,000 bytes" in flat
+
+
+@pytest.mark.parametrize("text", ["مرحبا بالعالم، هذه جملة. " * 50, "狐狸跳过懒狗。" * 80])
+def test_a_text_in_one_script_only(tiny_pair, tmp_path, text: str) -> None:
+    path = tmp_path / "script.txt"
+    path.write_text(text, encoding="utf-8")
+    plain = json.loads(ok("audit", *tiny_pair, tiny_pair[0], "--text", path, "--json"))
+    assert all(audited["text"]["byte_coverage"] == 1 for audited in plain["audits"])
+
+
+def test_each_loss_says_what_it_does_with_the_deciding_class(tiny_pair) -> None:
+    out = ok("audit", *tiny_pair)
+    shown = out[out.index("What each loss does with") :]
+    for loss in ("P-KL: ", "H-KL: ", "GOLD: ", "pushed down"):
+        assert loss in " ".join(shown.split())

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from xtoken.align import Alignment
     from xtoken.vocab import Vocabulary
 
-MAX_TOKENS = 20_000
+MAX_TOKENS = 8_000
 # Characters of a document: some hundred tokens of prose, so that few are cut at `max_length`.
 DOCUMENT = 1_500
 # Rows of logits that are widened to float32 at a time.

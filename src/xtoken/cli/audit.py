@@ -67,7 +67,7 @@ def audit(
     ] = None,
     tokens: Annotated[
         int, typer.Option(help="About how many tokens --student-model reads.", min=1)
-    ] = 20_000,
+    ] = 8_000,
     encoding: Encoding = "utf-8",
     html: Html = None,
     json: Json = False,

@@ -106,23 +106,22 @@ def ranking_html(ranking: Ranking | Mapping[str, Any]) -> str:
     weighted = data["weighted_by_text"]
     names = [short_name(teacher["teacher"]) for teacher in data["teachers"]]
     head: list[object] = ["teacher", "loss", "reach", "critical classes", "exact"]
-    head += ["shared, student's", "shared, teacher's"]
+    head += ["shared ids, of either side"]
     if weighted:
-        head += ["1:1 chunks", "bytes aligned", "tokens a byte"]
+        head += ["1:1 chunks", "tokens a byte"]
     rows: list[list[object]] = []
     for name, teacher in zip(names, data["teachers"], strict=True):
         loss = teacher["loss"]
         cells: list[object] = [
-            f"{teacher['rank']}. {name}",
+            f"{teacher['rank']}.\u00a0{name}",
             LOSS_NAMES.get(loss, loss),
             _percent(teacher["reach"]),
             _critical(teacher),
             Raw(f"{_percent(teacher['exact_share'])}{meter(teacher['exact_share'])}"),
-            _percent(teacher["overlap_student"]),
-            _percent(teacher["overlap_teacher"]),
+            f"{_percent(teacher['overlap_student'])}, {_percent(teacher['overlap_teacher'])}",
         ]
         if weighted:
-            cells += [_percent(teacher[key]) for key in ("one_to_one_share", "byte_coverage")]
+            cells.append(_percent(teacher["one_to_one_share"]))
             cells.append(f"{teacher['teacher_tokens_per_byte']:.3f}")
         rows.append(cells)
     ranked = table("Teachers, the best first", head, rows, text_columns=(1,))

@@ -47,6 +47,7 @@ def _audit_parts(data: Mapping[str, Any], width: int) -> list[RenderableType]:
         Text(""),
         _class_table(data, width),
     ]
+    parts += _effect_parts(data)
     digits = data.get("other_digits") or {}
     if digits:
         parts.append(Text(digits_sentence(digits), style="dim"))
@@ -63,6 +64,19 @@ def _audit_parts(data: Mapping[str, Any], width: int) -> list[RenderableType]:
         parts += [Text(""), Text("Warnings", style="bold yellow")]
         parts += [_bullet(item["message"]) for item in data["warnings"]]
     return parts
+
+
+def _effect_parts(data: Mapping[str, Any]) -> list[RenderableType]:
+    """Return what each loss does with the class that decides (the page has all classes)."""
+    deciding = data["verdict"].get("deciding_class")
+    row = next((row for row in data["classes"] if row["key"] == deciding), None)
+    if row is None:
+        return []
+    lines = [
+        Text.assemble((f"{LOSS_NAMES.get(loss, loss)}: ", "bold"), effect)
+        for loss, effect in row["effects"].items()
+    ]
+    return [Text(""), heading(f"What each loss does with {row['title']}"), *lines, Text("")]
 
 
 def _bullet(message: str) -> RenderableType:
