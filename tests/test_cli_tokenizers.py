@@ -135,6 +135,11 @@ def test_align_wants_exactly_one_text(tiny_pair, text_file):
     assert "is empty" in fails(2, "align", *tiny_pair, "")
 
 
+def test_audit_refuses_a_number_of_tokens_that_nothing_reads(tiny_pair):
+    message = fails(2, "audit", *tiny_pair, "--tokens", 100)
+    assert "--tokens has no effect without --student-model" in message
+
+
 # ------------------------------------------------------------------ project
 
 

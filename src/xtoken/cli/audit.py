@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from xtoken.projection import Projection
     from xtoken.vocab import Vocabulary
 
+# What --student-model reads unless told otherwise: a minute for a small model on a CPU.
+TOKENS = 8_000
+
 
 @app.command()
 def audit(
@@ -66,14 +69,21 @@ def audit(
         ),
     ] = None,
     tokens: Annotated[
-        int, typer.Option(help="About how many tokens --student-model reads.", min=1)
-    ] = 8_000,
+        int | None,
+        typer.Option(
+            help="About how many tokens --student-model reads [default: 8000].",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     encoding: Encoding = "utf-8",
     html: Html = None,
     json: Json = False,
 ) -> None:
     """Compare two tokenizers and say which loss the pair asks for."""
     _check(teachers, text, projection, student_model, teacher_model)
+    if tokens is not None and student_model is None:
+        raise UsageError("--tokens has no effect without --student-model; add it.")
     texts = read_texts(text, encoding) if text else None
     student_vocab = vocabulary(student)
     teacher_vocabs = [vocabulary(teacher) for teacher in teachers]
@@ -89,7 +99,8 @@ def audit(
     for teacher_vocab in teacher_vocabs:
         report = _audit(student_vocab, teacher_vocab, texts, given)
         if models and texts is not None:
-            found = _suppression(models, student_vocab, teacher_vocab, texts, given, tokens)
+            most = TOKENS if tokens is None else tokens
+            found = _suppression(models, student_vocab, teacher_vocab, texts, given, most)
             report = replace(report, suppression=found)
         reports.append(report)
 
