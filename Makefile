@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 PAIR ?= smollm2
 ASSETS ?= core
 
-.PHONY: demo test test-slow lint format bench assets assets-all install clean
+.PHONY: demo test test-slow lint format docs bench assets assets-all install clean
 
 # The stamp is older than any file that decides what is installed.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -55,6 +55,10 @@ format: install
 # Minutes; every setting (hours): `make bench FULL=1`. One of them: see benchmarks/bench_all.py.
 bench: assets
 	$(BIN)/python benchmarks/bench_all.py $(if $(FULL),--full)
+
+# A site in ./site that needs no network; warnings are errors.
+docs: install
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .cache build dist src/*.egg-info

@@ -1,0 +1,50 @@
+"""What the documentation's generator runs: the command line's reference, from the code itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import typer
+
+MARK = "<!-- every verb -->"
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
+    """Put the reference in place of its mark (called by MkDocs for each page)."""
+    return markdown.replace(MARK, cli_reference()) if MARK in markdown else markdown
+
+
+def cli_reference() -> str:
+    """Return Markdown with a section for each verb: its usage, arguments and options."""
+    from xtoken.cli import app
+
+    command = typer.main.get_command(app)
+    return "\n".join(_sections(command, "xtoken", click.Context(command, info_name="xtoken")))
+
+
+def _sections(command: Any, name: str, context: Any) -> list[str]:
+    children = getattr(command, "commands", None)
+    if children:
+        lines = [] if name == "xtoken" else [f"## {name}", "", command.help or "", ""]
+        for child in sorted(children):
+            inner = click.Context(children[child], parent=context, info_name=child)
+            lines += _sections(children[child], f"{name} {child}", inner)
+        return lines
+    usage = " ".join(command.collect_usage_pieces(context))
+    lines = [f"## {name}", "", command.help or "", "", f"    {name} {usage}", ""]
+    rows = []
+    for parameter in command.params:
+        if getattr(parameter, "hidden", False):
+            continue
+        record = parameter.get_help_record(context)
+        if record is None:
+            continue
+        label, text = record
+        rows.append(f"| `{_cell(label)}` | {_cell(text)} |")
+    return [*lines, "| | |", "|---|---|", *rows, ""] if rows else lines
+
+
+def _cell(text: str) -> str:
+    # A bar would end the cell, an angle bracket would be taken for a tag outside of code.
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

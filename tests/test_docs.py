@@ -1,0 +1,105 @@
+"""The documentation is built, complete, and every block of it that can run does."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAIR = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    return [
+        (page.name, body)
+        for page in DOCS
+        for kind, body in PAIR.findall(page.read_text(encoding="utf-8"))
+        if kind == language
+    ]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tiny_pair, tiny_text, monkeypatch) -> Path:
+    """A directory with what the pages name."""
+    for path, source in zip(("student", "teacher"), tiny_pair, strict=True):
+        shutil.copytree(source, tmp_path / "path" / "to" / path)
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in tiny_text)
+    (tmp_path / "train.jsonl").write_text(rows)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "body",
+    [body for page, body in blocks("python") if page == "recipes.md"],
+    ids=["pytorch", "trl"],
+)
+def test_the_recipes_run(workplace: Path, body: str, capsys) -> None:
+    exec(compile(body, "recipes.md", "exec"), {})
+    shown = capsys.readouterr().out
+    if "kd" in body.split("print")[-1]:
+        lines = [line.split() for line in shown.splitlines() if line.startswith("ce ")]
+        totals = [float(line[1]) + float(line[3]) for line in lines]
+        assert totals[-1] < totals[0], "the student learns"
+    else:
+        assert "train_loss" in shown
+
+
+@pytest.mark.parametrize(("page", "body"), blocks("yaml"), ids=str)
+def test_run_files_parse(page: str, body: str) -> None:
+    from xtoken.config import RunConfig
+
+    assert RunConfig.parse(yaml.safe_load(body)).teachers
+
+
+def test_commands_name_verbs_and_options_that_exist() -> None:
+    import typer
+
+    from xtoken.cli import app
+
+    root = typer.main.get_command(app)
+    lines = [line for _, body in blocks("sh") for line in body.splitlines()]
+    commands = [line.split("#")[0] for line in lines if re.search(r"(^| )xtoken \w", line)]
+    assert commands
+    for line in commands:
+        words = shlex.split(line)
+        words = words[words.index("xtoken") + 1 :]
+        command = root.commands[words[0]]
+        if hasattr(command, "commands"):
+            command = command.commands[words[1]]
+        known = {name for parameter in command.params for name in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed (extra: docs)"
+)
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_a_network(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    cli = (tmp_path / "site" / "cli" / "index.html").read_text(encoding="utf-8")
+    for verb in ("audit", "align", "project build", "project show", "train", "eval", "report"):
+        assert f"xtoken {verb}" in cli
+    assert "--student-model" in cli
+    api = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    assert "sum_v W[v, u]" in api, "docstrings are rendered"
+    for page in (tmp_path / "site").rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:)?//[^"]*"', text)
+        assert not loaded, f"{page.name} loads something from a network"
