@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -31,7 +32,7 @@ def _sections(command: Any, name: str, context: Any) -> list[str]:
             inner = click.Context(children[child], parent=context, info_name=child)
             lines += _sections(children[child], f"{name} {child}", inner)
         return lines
-    usage = " ".join(command.collect_usage_pieces(context))
+    usage = " ".join(command.collect_usage_pieces(context)).replace("{", "").replace("}", "")
     lines = [f"## {name}", "", command.help or "", "", f"    {name} {usage}", ""]
     rows = []
     for parameter in command.params:
@@ -41,10 +42,12 @@ def _sections(command: Any, name: str, context: Any) -> list[str]:
         if record is None:
             continue
         label, text = record
+        # Types in angle brackets say nothing that the name doesn't.
+        label = re.sub(r" <[^>]*>", "", label)
         rows.append(f"| `{_cell(label)}` | {_cell(text)} |")
     return [*lines, "| | |", "|---|---|", *rows, ""] if rows else lines
 
 
 def _cell(text: str) -> str:
-    # A bar would end the cell, an angle bracket would be taken for a tag outside of code.
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    # A bar would end the cell.
+    return " ".join(text.split()).replace("|", "\\|")
