@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xtoken.evaluation.tables import (
     EvaluationRow,
     EvaluationTable,
+    lm_eval_table,
     load_evaluation,
     load_lm_eval,
     save_evaluation,
@@ -27,6 +28,7 @@ __all__ = [
     "EvaluationTable",
     "bits_per_byte",
     "compare",
+    "lm_eval_table",
     "load_evaluation",
     "load_lm_eval",
     "save_evaluation",

@@ -228,23 +228,94 @@ def load_evaluation(path: str | Path) -> list[EvaluationTable]:
 
 
 def load_lm_eval(path: str | Path) -> dict[str, float]:
-    """Read lm-evaluation-harness's results JSON: `{"task metric": value}`, no standard errors."""
+    """Read lm-evaluation-harness's results JSON: `{"task metric": value}`, no standard errors.
+
+    A value that is missing or not finite is NaN. Raises EvaluationError for another file.
+    """
+    return {key: value for key, (value, *_) in _lm_eval_values(path).items()}
+
+
+def lm_eval_table(columns: Mapping[str, str | Path]) -> EvaluationTable:
+    """Put results files of lm-evaluation-harness side by side: `{column: file}` as one table.
+
+    Directions are lm-eval's own, shares are shown as per cent, and the note says the largest
+    standard error and how many examples each task was run on.
+    """
+    values: dict[str, dict[str, float]] = {}
+    rows: dict[str, tuple[Better, str]] = {}
+    errors: dict[str, float] = {}
+    counts: dict[str, str] = {}
+    for column, path in columns.items():
+        for key, (value, error, better, unit) in _lm_eval_values(path).items():
+            values.setdefault(key, {})[column] = value
+            rows.setdefault(key, (better, unit))
+            if math.isfinite(error):
+                errors[key] = max(error, errors.get(key, 0.0))
+        counts |= _lm_eval_counts(path)
+    notes = [f"{task}: {count}." for task, count in counts.items()]
+    if errors:
+        listed = ", ".join(f"{key} {format_value(e, rows[key][1])}" for key, e in errors.items())
+        notes.append(f"Standard errors: {listed}.")
+    made = tuple(
+        EvaluationRow(key, found, key, rows[key][0], rows[key][1]) for key, found in values.items()
+    )
+    return EvaluationTable("tasks (lm-eval)", tuple(columns), made, " ".join(notes))
+
+
+# Metrics of lm-eval that are shares of the examples.
+_SHARES = ("acc", "acc_norm", "acc_bytes", "acc_all", "exact_match", "pass@1", "em")
+
+
+def _read_lm_eval(path: str | Path) -> Mapping[str, Any]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        results = data["results"].items()
+        if all(isinstance(metrics, dict) for metrics in data["results"].values()):
+            return data
+        reason = "its tasks hold no metrics"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EvaluationError(
-            f"{path} is not a results file of lm-eval ({error}); expected an object `results`."
-        ) from None
-    values: dict[str, float] = {}
-    for task, metrics in results:
+        reason = str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise EvaluationError(
+        f"{path} is not a results file of lm-eval ({reason}); expected an object `results`."
+    )
+
+
+def _lm_eval_values(path: str | Path) -> dict[str, tuple[float, float, Better, str]]:
+    """Return value, standard error, direction and unit of each metric of a results file."""
+    data = _read_lm_eval(path)
+    directions = data.get("higher_is_better")
+    found: dict[str, tuple[float, float, Better, str]] = {}
+    for task, metrics in data["results"].items():
+        higher = directions.get(task) if isinstance(directions, dict) else None
         for key, value in metrics.items():
-            metric, _, filter_name = key.partition(",")
-            if metric == "alias" or "stderr" in metric or isinstance(value, bool | str):
+            metric, comma, filter_name = key.partition(",")
+            if "stderr" in metric or isinstance(value, bool | str | list | dict):
+                continue
+            if not comma and metric in ("alias", "name", "sample_len"):
                 continue
             suffix = f" ({filter_name})" if filter_name not in ("", "none") else ""
-            values[f"{task} {metric}{suffix}"] = float(value)
-    return values
+            error = metrics.get(f"{metric}_stderr,{filter_name}")
+            wanted = higher.get(metric) if isinstance(higher, dict) else None
+            better: Better = "neither" if wanted is None else "higher" if wanted else "lower"
+            found[f"{task} {metric}{suffix}"] = (
+                math.nan if value is None else float(value),
+                float(error) if isinstance(error, int | float) else math.nan,
+                better,
+                "%" if metric in _SHARES else "",
+            )
+    return found
+
+
+def _lm_eval_counts(path: str | Path) -> dict[str, str]:
+    counts: dict[str, str] = {}
+    found = _read_lm_eval(path).get("n-samples")
+    for task, numbers in found.items() if isinstance(found, dict) else ():
+        if isinstance(numbers, dict) and isinstance(numbers.get("effective"), int):
+            done, whole = numbers["effective"], numbers.get("original")
+            of = f" of {whole:,}" if isinstance(whole, int) and whole > done else ""
+            counts[task] = f"{done:,}{of} examples"
+    return counts
 
 
 def format_value(value: float, unit: str = "") -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from xtoken.errors import UsageError, XTokenError
-from xtoken.evaluation.tables import COLUMN_LABELS, EvaluationTable, load_evaluation, load_lm_eval
+from xtoken.evaluation.tables import COLUMN_LABELS, EvaluationTable, lm_eval_table, load_evaluation
 
 RUN_FILES = ("run.yaml", "metrics.jsonl", "audit.json", "alignment.json", "evaluation.json")
 
@@ -321,17 +321,17 @@ def _read_evaluation(run: RunData) -> None:
             run.evaluation = load_evaluation(run.folder)
         except XTokenError as error:
             run.notes.append(str(error))
-    columns: dict[str, dict[str, float]] = {}
+    columns: dict[str, Path] = {}
     for path in sorted((run.folder / "lm_eval").glob("*.json")):
         try:
-            columns[path.stem] = load_lm_eval(path)
+            lm_eval_table({path.stem: path})
         except XTokenError as error:
             run.notes.append(str(error))
+        else:
+            columns[path.stem] = path
     if columns:
         order = sorted(columns, key=lambda c: (_column_place(c), c))
-        run.evaluation.append(
-            EvaluationTable.from_columns("tasks (lm-eval)", {c: columns[c] for c in order})
-        )
+        run.evaluation.append(lm_eval_table({c: columns[c] for c in order}))
 
 
 def _column_place(column: str) -> int:
