@@ -143,6 +143,7 @@ def test_registry_names_every_setting():
         "top_k": None,
         "jsd_beta": None,
         "weights": "fixed",
+        "weights_learning_rate": None,
     }
     for kind in LOSSES:
         loss = loss_for(kind, case_for(kind), **loss_settings(kind))
