@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import click
 import typer
+from mkdocs.structure.files import File
 
 MARK = "<!-- every verb -->"
+RESULTS = "benchmarks/results/"
+PLOTS = "plots/"
+
+
+def on_files(files: Any, *, config: Any) -> Any:
+    """Add the benchmarks' plots, which lie outside of docs/ (called by MkDocs once)."""
+    for file in sorted(Path(RESULTS).rglob("*.[ps][nv]g")):
+        name = PLOTS + file.relative_to(RESULTS).as_posix()
+        files.append(File.generated(config, name, abs_src_path=str(file.resolve())))
+    return files
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """Put the reference in place of its mark (called by MkDocs for each page)."""
+    """Put the reference in place of its mark, and plots where the site has them."""
+    markdown = markdown.replace(f"](../{RESULTS}", f"]({PLOTS}")
     return markdown.replace(MARK, cli_reference()) if MARK in markdown else markdown
 
 
