@@ -80,8 +80,10 @@ def test_comparison_with_a_teacher(tiny_pair, loaded, texts, tmp_path):
     out = json.loads(ok(*command, "--projection", path, "--by-class", "--json"))
     text = (texts / "text.txt").read_text(encoding="utf-8")
     expected = compare(*loaded[0], *loaded[1], text)
-    assert math.isclose(out["comparison"]["kl_per_chunk"], expected.kl_per_chunk, rel_tol=1e-4)
-    assert out["comparison"]["chunks"] == expected.chunks
+    assert math.isclose(
+        out["comparison"]["teacher"]["student"]["kl_per_chunk"], expected.kl_per_chunk, rel_tol=1e-4
+    )
+    assert out["comparison"]["teacher"]["student"]["chunks"] == expected.chunks
     assert "numeral_3" in out["bits_per_byte"]["teacher"]["by_class"]
     shown = ok(*command)
     assert "agreement with the teacher" in shown
@@ -90,14 +92,14 @@ def test_comparison_with_a_teacher(tiny_pair, loaded, texts, tmp_path):
 
 def test_a_model_agrees_with_itself(tiny_pair, texts):
     command = ("eval", tiny_pair[0], "--text", texts / "text.txt", "--teacher", tiny_pair[0])
-    out = json.loads(ok(*command, "--json"))["comparison"]
+    out = json.loads(ok(*command, "--json"))["comparison"]["teacher"]["student"]
     assert out["agreement"] == 1.0
     assert abs(out["kl_per_chunk"]) < 1e-5
 
 
 def test_bad_input(tiny_pair, texts, tmp_path):
     student, text = tiny_pair[0], texts / "text.txt"
-    assert "Missing option '--text'" in fails(2, "eval", student)
+    assert "Nothing to measure" in fails(2, "eval", student)
     assert "There is no directory" in fails(2, "eval", "./nowhere", "--text", text)
     assert "There is no file" in fails(2, "eval", student, "--text", texts / "none")
     assert "no effect without --teacher" in fails(
@@ -115,3 +117,146 @@ def test_bad_input(tiny_pair, texts, tmp_path):
     assert "truncated or damaged" in fails(1, "eval", torn, "--text", text)
     (tmp_path / "one.txt").write_text("a")
     assert "No token could be scored" in fails(1, "eval", student, "--text", tmp_path / "one.txt")
+
+
+# ---- tasks, samples, runs ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def task_folder(tmp_path_factory):
+    """A task file of one's own and its rows."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [{"query": f"{a} + 1 =", "choices": [str(a), str(a + 1)], "gold": 1} for a in range(6)]
+    data = folder / "sums.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "sums.yaml").write_text(
+        "task: tiny_sums\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        f"    test: {data}\ntest_split: test\noutput_type: multiple_choice\n"
+        "doc_to_text: query\ndoc_to_choice: choices\ndoc_to_target: gold\n"
+        "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def finished_run(tmp_path, tiny_pair, texts):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_pair[0], folder)
+    (folder / "run.yaml").write_text(
+        f"student: {{model: {tiny_pair[0]}}}\nteachers: [{{model: {tiny_pair[1]}}}]\n"
+        f"data: {{train: {texts / 'rows.jsonl'}, eval: {texts / 'rows.jsonl'}}}\n"
+        f"output_dir: {folder}\n"
+    )
+    return folder
+
+
+def test_a_run_is_measured_before_after_and_its_teacher(finished_run, task_folder):
+    pytest.importorskip("lm_eval")
+    from xtoken.report import load_run
+
+    command = ("eval", finished_run, "--tasks", "tiny_sums", "--include-path", task_folder)
+    out = json.loads(ok(*command, "--limit", 4, "--samples", 2, "--json"))
+    assert list(out["tasks"]) == ["before", "after", "teacher"]
+    assert out["tasks"]["before"] == out["tasks"]["after"]
+    loaded = load_run(finished_run)
+    table = next(t for t in loaded.evaluation if t.name.startswith("tasks"))
+    assert table.columns == ("before", "after", "teacher")
+    row = table.row("tiny_sums acc")
+    assert (row.better, row.unit) == ("higher", "%")
+    assert "4 of 6 examples" in table.note
+    assert len(loaded.samples) == 2
+    assert list(loaded.samples[0].outputs) == ["before", "after", "teacher"]
+    assert loaded.samples[0].outputs["before"] == loaded.samples[0].outputs["after"]
+
+
+def test_a_run_is_measured_on_its_evaluation_data(finished_run):
+    from xtoken.report import load_run
+
+    shown = ok("eval", finished_run, "--by-class")
+    assert "agreement with the teacher" in shown
+    ok("eval", finished_run)  # the same table again: replaced, not repeated
+    (table,) = load_run(finished_run).evaluation
+    assert table.columns == ("before", "after", "teacher")
+    values = table.row("bits_per_byte").values
+    assert values["before"] == values["after"]
+
+
+def test_before_after_and_teacher_by_name(tiny_pair, texts, tmp_path):
+    student, teacher = tiny_pair
+    command = ("eval", student, "--before", student, "--teacher", teacher, "--output", tmp_path)
+    ok(*command, "--text", texts / "text.txt", "--samples", 1, "--temperature", 1)
+    assert (tmp_path / "evaluation.json").exists()
+    (sample,) = json.loads((tmp_path / "samples.json").read_text())
+    assert sample["outputs"]["before"] == sample["outputs"]["after"]
+    assert sample["prompt"]
+
+
+def test_prompts_from_a_file(tiny_pair, tmp_path):
+    (tmp_path / "prompts.txt").write_text("The quick\n\nIn 1984\n")
+    command = ("eval", tiny_pair[0], "--prompts", tmp_path / "prompts.txt", "--max-new-tokens", 5)
+    out = json.loads(ok(*command, "--json"))
+    assert [s["prompt"] for s in out["samples"]] == ["The quick", "In 1984"]
+    assert "The quick" in ok(*command)
+
+
+def test_built_in_task_on_a_local_file(tiny_pair, tmp_path, task_folder):
+    pytest.importorskip("lm_eval")
+    plain = task_folder / "sums.jsonl"
+    command = ("eval", tiny_pair[0], "--tasks", "piqa")
+    out = json.loads(ok(*command, "--task-data", f"piqa={plain}", "--json"))
+    assert set(out["tasks"]["student"]) == {"piqa acc", "piqa acc_norm"}
+    (tmp_path / "gsm8k_test.jsonl").write_text(
+        "".join(json.dumps({"question": f"{i}?", "answer": f"#### {i}"}) + "\n" for i in range(7))
+    )
+    # GSM8K asks for 256 new tokens, which is all that the tiny model was made for.
+    roomy = tmp_path / "roomy"
+    shutil.copytree(tiny_pair[0], roomy)
+    config = json.loads((roomy / "config.json").read_text())
+    (roomy / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
+    folder = ("eval", roomy, "--tasks", "gsm8k", "--tasks-data", tmp_path)
+    out = json.loads(ok(*folder, "--num-fewshot", 1, "--limit", 1, "--json"))
+    assert out["tasks"]["student"]["gsm8k exact_match (strict-match)"] == 0.0
+    (tmp_path / "winogrande.jsonl").write_text(
+        '{"context_options": ["A so A", "A so B"], "continuation": "won.", "gold": 1}\n' * 2
+    )
+    (tmp_path / "lambada_openai.jsonl").write_text('{"context": "a b", "continuation": "c"}\n' * 2)
+    both = ("eval", roomy, "--tasks", "winogrande,lambada_openai", "--tasks-data", tmp_path)
+    found = json.loads(ok(*both, "--json"))["tasks"]["student"]
+    assert set(found) == {
+        "winogrande acc",
+        "lambada_openai acc",
+        "lambada_openai perplexity",
+    }
+    # ---- what is wrong with names and files
+    assert "Did you mean" in fails(2, "eval", tiny_pair[0], "--tasks", "pika")
+    assert "--task-data piqa=FILE" in fails(1, *command)
+    assert "no file" in fails(2, *command, "--task-data", "piqa=nowhere.jsonl")
+    assert "expected NAME=FILE" in fails(2, *command, "--task-data", "piqa")
+    assert "doesn't name" in fails(2, *command, "--task-data", f"gsm8k={plain}")
+    assert "no folder" in fails(2, *command, "--tasks-data", tmp_path / "none")
+    assert "group of tasks" in fails(
+        2, "eval", tiny_pair[0], "--tasks", "mmlu", "--task-data", f"mmlu={plain}"
+    )
+    (tmp_path / "broken.jsonl").write_text('{"goal": "a"}\n{"goal": \n')
+    broken = f"piqa={tmp_path / 'broken.jsonl'}"
+    assert "line 2: broken JSON" in fails(1, *command, "--task-data", broken)
+    (tmp_path / "other.jsonl").write_text('{"goal": "a"}\n')
+    other = f"piqa={tmp_path / 'other.jsonl'}"
+    assert "reads goal, label, sol1, sol2" in fails(1, *command, "--task-data", other)
+
+
+def test_lm_eval_missing_says_how_to_install_it(tiny_pair, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install" in fails(2, "eval", tiny_pair[0], "--tasks", "piqa")
+
+
+def test_runs_that_cannot_be_measured(finished_run, tmp_path, texts):
+    assert "names its own models" in fails(2, "eval", finished_run, "--teacher", "x")
+    (finished_run / "config.json").unlink()
+    assert "no finished student" in fails(2, "eval", finished_run)
+    (finished_run / "checkpoint-5").mkdir()
+    assert "checkpoint-5" in fails(2, "eval", finished_run)
+    (finished_run / "run.yaml").write_text("student: [")
+    assert "run.yaml" in fails(2, "eval", finished_run)
+    (tmp_path / "empty").mkdir()
+    assert "has no tokenizer" in fails(2, "eval", tmp_path / "empty", "--text", texts / "text.txt")

@@ -558,3 +558,37 @@ def test_lm_eval_results_are_read(tmp_path) -> None:
 )
 def test_values_for_people(value: float, unit: str, text: str) -> None:
     assert format_value(value, unit) == text
+
+
+def test_lm_eval_files_with_nan_and_missing_values(tmp_path) -> None:
+    from xtoken.evaluation import lm_eval_table
+
+    path = tmp_path / "after.json"
+    path.write_text(
+        '{"results": {"t": {"alias": "t", "acc,none": NaN, "acc_stderr,none": "N/A", '
+        '"ppl,none": null, "f,x": 0.5}}, "higher_is_better": {"t": {"acc": true, "ppl": false}}, '
+        '"n-samples": {"t": {"original": 9, "effective": 3}}}'
+    )
+    values = load_lm_eval(path)
+    assert set(values) == {"t acc", "t ppl", "t f (x)"}
+    assert math.isnan(values["t acc"])
+    assert math.isnan(values["t ppl"])
+    table = lm_eval_table({"after": path})
+    assert [row.better for row in table.rows] == ["higher", "lower", "neither"]
+    assert table.rows[0].format("after") == "not finite"
+    assert table.note == "t: 3 of 9 examples."
+    path.write_text('{"results": {"t": 1}}')
+    with pytest.raises(EvaluationError, match="not a results file"):
+        load_lm_eval(path)
+
+
+def test_prompts_are_whole_words_of_the_texts_beginnings() -> None:
+    from xtoken.evaluation.samples import first_prompts
+
+    long = "狐狸 jumps over the lazy dog " * 20
+    (prompt,) = first_prompts([long], 1, size=41)
+    assert long.startswith(prompt + " ")
+    assert len(prompt.encode()) <= 41
+    assert first_prompts(["one two three four", ""], 3) == ["one two"]
+    with pytest.raises(EvaluationError, match="--prompts"):
+        first_prompts(["", "x"], 1)

@@ -1,23 +1,22 @@
-"""`xtoken eval`: bits per byte on a text, and how close a student is to a teacher."""
+"""`xtoken eval`: text, tasks and samples; one model, or a run's student before, after, teacher."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from xtoken.cli._app import app
-from xtoken.cli._inputs import read_texts, vocabulary
-from xtoken.cli._output import MODEL, Encoding, Json, doing, progress, show, show_json
+from xtoken.cli._inputs import read_texts
+from xtoken.cli._lineup import Contestant, Lineup, is_run, named_lineup, run_lineup
+from xtoken.cli._measuring import Measuring
+from xtoken.cli._output import MODEL, Encoding, Json, say, show, show_json
 from xtoken.errors import UsageError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from xtoken.evaluation import EvaluationTable
-    from xtoken.vocab import Vocabulary
+    from xtoken.evaluation.tasks import Tasks
 
 
 class DtypeName(StrEnum):
@@ -31,20 +30,30 @@ class DtypeName(StrEnum):
 
 @app.command(name="eval")
 def eval_(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help=f"{MODEL} A run folder: its student before and after, and its teachers.",
+            show_default=False,
+        ),
+    ],
     text: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--text",
             metavar="FILE",
             help="Held-out text: plain text, JSONL or parquet; - is standard input. May be "
             "repeated.",
-            show_default=False,
+            show_default="a run's evaluation data",
         ),
-    ],
+    ] = None,
+    before: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Also the model that MODEL was before.")
+    ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Also compare with this model, chunk by chunk."),
+        typer.Option(metavar="MODEL", help="Also this model; on text, compared chunk by chunk."),
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="NAME", help="Where MODEL's tokenizer is, if elsewhere.")
@@ -59,15 +68,55 @@ def eval_(
     by_class: Annotated[
         bool, typer.Option("--by-class", help="Also count by class of text (numerals, ...).")
     ] = False,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Tasks of lm-evaluation-harness: piqa,gsm8k,mmlu_*"),
+    ] = None,
+    task_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="A local file for a built-in task; NAME:train=FILE for few-shot examples. May be "
+            "repeated.",
+            show_default="the hub",
+        ),
+    ] = None,
+    tasks_data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder of such files: NAME.jsonl, NAME_train.jsonl."),
+    ] = None,
+    include_path: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="A folder of own task files (YAML).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Examples a task, at most.", min=1)] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(help="Examples before a question.", min=0, show_default="the task's own"),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(metavar="N", help="Let the models go on from N texts' beginnings.", min=0)
+    ] = 0,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts instead: a line each, or JSONL.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens a sample, at most.", min=1)] = 48,
+    temperature: Annotated[
+        float, typer.Option(help="0: the likeliest token; else samples are drawn.", min=0)
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of drawn samples and few-shot examples.")] = 1234,
     max_length: Annotated[int, typer.Option(help="Tokens a window.", min=2)] = 1024,
     stride: Annotated[
         int | None,
         typer.Option(help="Tokens that windows advance by.", show_default="half a window"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Windows at a time.", min=1)] = 4,
+    batch_size: Annotated[int, typer.Option(help="Windows or requests at a time.", min=1)] = 4,
     dtype: Annotated[DtypeName, typer.Option(help="Precision of the weights.")] = DtypeName.AUTO,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda:1.", show_default="a GPU, else the CPU")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where results go.", show_default="the run folder"),
     ] = None,
     encoding: Encoding = "utf-8",
     trust_remote_code: Annotated[
@@ -75,39 +124,107 @@ def eval_(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure bits per byte on a text, and agreement with a teacher."""
-    if teacher is None and (teacher_tokenizer or projection):
-        given = "--teacher-tokenizer" if teacher_tokenizer else "--projection"
-        raise UsageError(f"{given} has no effect without --teacher; add it, or leave this out.")
-    texts = read_texts(text, encoding)
-    loading = {"dtype": dtype.value, "device": _device(device)}
-    names = [(model, tokenizer)] + ([] if teacher is None else [(teacher, teacher_tokenizer)])
-    # Tokenizers first: what is wrong with them shows in seconds, before gigabytes are read.
-    vocabs = [vocabulary(own or name, trust_remote_code=trust_remote_code) for name, own in names]
-    models = [
-        _load(name, vocab, trust_remote_code=trust_remote_code, **loading)
-        for (name, _), vocab in zip(names, vocabs, strict=True)
-    ]
-    windows: dict[str, Any] = {"max_length": max_length, "stride": stride, "batch_size": batch_size}
-    size = sum(len(item.encode()) for item in texts)
-    result: dict[str, Any] = {"model": model, "teacher": teacher, "files": text, "bytes": size}
-    if teacher is not None:
-        result["comparison"] = _compare(models, vocabs, texts, size, projection, windows)
-    if teacher is None or by_class:
-        from xtoken.evaluation import bits_per_byte
+    """Measure text, tasks and samples: of a model, or of a run before and after, and its teacher.
 
-        for side, loaded, vocab in zip(("student", "teacher"), models, vocabs, strict=False):
-            with progress("Reading the text", size) as advance:
-                measured = bits_per_byte(
-                    loaded, vocab, texts, by_class=by_class, progress=advance, **windows
-                )
-            result.setdefault("bits_per_byte", {})[side] = measured.to_dict()
+    Results of a run are written beside it (evaluation.json, lm_eval/, samples.json), where
+    `xtoken report` finds them.
+    """
+    if is_run(model):
+        _not_with_a_run(model, before, teacher, tokenizer, teacher_tokenizer)
+        lineup = run_lineup(model, output, trust_remote_code=trust_remote_code)
+    else:
+        if teacher is None and (teacher_tokenizer or projection):
+            given = "--teacher-tokenizer" if teacher_tokenizer else "--projection"
+            raise UsageError(f"{given} has no effect without --teacher; add it, or leave this out.")
+        student = Contestant(
+            "student" if before is None else "after",
+            model,
+            tokenizer,
+            trust_remote_code=trust_remote_code,
+        )
+        other = (
+            None
+            if teacher is None
+            else Contestant(
+                "teacher", teacher, teacher_tokenizer, trust_remote_code=trust_remote_code
+            )
+        )
+        lineup = named_lineup(student, before, other, output)
+    if projection is not None and len(lineup.teachers) > 1:
+        raise UsageError("--projection is of one pair, but the run has several teachers.")
+    files = list(text or ([] if tasks else lineup.texts))
+    wants_samples = samples > 0 or prompts is not None
+    if not (files or tasks or wants_samples):
+        raise UsageError("Nothing to measure; give --text FILE, --tasks NAMES or --prompts FILE.")
+    if (task_data or tasks_data or include_path) and not tasks:
+        raise UsageError("Data for tasks has no effect without --tasks; name the tasks.")
+    texts = read_texts(files, encoding) if files else []
+    asked = _prompts(lineup, texts, samples, prompts, encoding) if wants_samples else []
+    measuring = Measuring(
+        lineup,
+        files,
+        texts,
+        _tasks(tasks, task_data or [], tasks_data, include_path or []) if tasks else None,
+        asked,
+        by_class=by_class,
+        projection=projection,
+        loading={"dtype": dtype.value, "device": _device(device)},
+        windows={"max_length": max_length, "stride": stride, "batch_size": batch_size},
+        tasks_options={
+            "limit": limit,
+            "num_fewshot": num_fewshot,
+            "batch_size": batch_size,
+            "seed": seed,
+        },
+        sampling={"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed},
+    )
+    result = measuring.run()
+    written = measuring.write()
     if json:
-        show_json(result)
+        show_json(result | {"written": [str(path) for path in written]})
         return
-    from xtoken.report import render_table_before_after
+    show(*measuring.shown())
+    for path in written:
+        say(f"Written: {path}")
 
-    show(render_table_before_after(_table(result)))
+
+def _not_with_a_run(model: str, *given: str | None) -> None:
+    names = ("--before", "--teacher", "--tokenizer", "--teacher-tokenizer")
+    for name, value in zip(names, given, strict=True):
+        if value is not None:
+            raise UsageError(
+                f"{model} is a run, which names its own models; leave {name} out, or give the path "
+                "of a model."
+            )
+
+
+def _tasks(names: str, files: list[str], folder: Path | None, include_path: list[Path]) -> Tasks:
+    from xtoken.evaluation.task_data import find_task_data, parse_task_data
+    from xtoken.evaluation.tasks import find_tasks, require_lm_eval
+
+    require_lm_eval()
+    listed = [name.strip() for name in names.split(",") if name.strip()]
+    if not listed:
+        raise UsageError(f"--tasks is {names!r}; expected names such as piqa,gsm8k.")
+    data = {} if folder is None else find_task_data(folder, listed)
+    return find_tasks(listed, data | parse_task_data(files), include_path)
+
+
+def _prompts(
+    lineup: Lineup, texts: list[str], count: int, file: Path | None, encoding: str
+) -> list[str]:
+    """Return the prompts: a file's lines or rows, or the beginnings of the evaluation text."""
+    from xtoken.evaluation.samples import first_prompts
+
+    if file is None:
+        if not texts:
+            if not lineup.texts:
+                raise UsageError("--samples needs --text (or --prompts FILE) to begin from.")
+            texts = read_texts(lineup.texts, encoding)
+        return first_prompts(texts, count)
+    found = read_texts([str(file)], encoding)
+    lines = found if file.suffix != ".txt" else [x for x in found[0].splitlines() if x.strip()]
+    return lines[:count] if count else lines
 
 
 def _device(name: str | None) -> str:
@@ -121,57 +238,3 @@ def _device(name: str | None) -> str:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device is {name!r}, which this machine can't use: {reason}") from None
     return name
-
-
-def _load(name: str, vocab: Vocabulary, **options: Any) -> PreTrainedModel:
-    from xtoken.models import load_causal_lm, output_head_rows
-
-    with doing(f"Loading {name}"):
-        model = load_causal_lm(name, **options)
-    vocab.with_rows(output_head_rows(model))  # refuses a tokenizer of another model
-    return model
-
-
-def _compare(
-    models: list[Any],
-    vocabs: list[Vocabulary],
-    texts: list[str],
-    size: int,
-    projection: str | None,
-    windows: dict[str, Any],
-) -> dict[str, Any]:
-    from xtoken.evaluation import compare
-    from xtoken.projection import Projection
-
-    given = None if projection is None else Projection.load(projection, *vocabs)
-    with progress("Comparing on the text", size) as advance:
-        found = compare(
-            models[0], vocabs[0], models[1], vocabs[1], texts, given, progress=advance, **windows
-        )
-    return found.to_dict()
-
-
-def _table(result: dict[str, Any]) -> EvaluationTable:
-    from xtoken.evaluation import EvaluationTable
-
-    columns: dict[str, dict[str, float]] = {}
-    comparison = result.get("comparison")
-    student = Path(result["model"]).name
-    if student == "teacher":
-        student = "student"
-    names = {"student": student, "teacher": "teacher"}
-    if comparison is not None:
-        for side, name in names.items():
-            columns[name] = {"bits_per_byte": comparison[side]["bits_per_byte"]}
-        for metric in ("agreement", "kl_per_chunk", "kept_mass", "bytes_aligned", "chunks"):
-            columns[student][metric] = comparison[metric]
-    for side, measured in result.get("bits_per_byte", {}).items():
-        values = columns.setdefault(names[side], {})
-        values.setdefault("bits_per_byte", measured["bits_per_byte"])
-        if comparison is None:
-            values |= {metric: measured[metric] for metric in ("bytes", "tokens")}
-        for key, part in measured.get("by_class", {}).items():
-            values[f"bits_per_byte/{key}"] = part["bits_per_byte"]
-    files = ", ".join(result["files"])
-    note = "each token but a text's first; both models on the same bytes" if comparison else ""
-    return EvaluationTable.from_columns(f"{files}: {result['bytes']:,} bytes", columns, note)

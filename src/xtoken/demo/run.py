@@ -24,6 +24,8 @@ from xtoken.evaluation import EvaluationTable, save_evaluation
 # after them, and the held-out passages are the last ones.
 WARM_UP_TEXTS = 8000
 WARM_UP_LENGTH = 128
+# Held-out passages whose beginnings the models go on from, for the page.
+SAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,11 @@ def run_demo(
     )
 
     say(f"Measuring on {len(held_out)} held-out passages")
-    table = _measure(
-        {"before": start, "cross_entropy_only": baseline, "after": distilled},
-        teacher,
-        held_out,
-        pair,
-    )
+    students = {"before": start, "cross_entropy_only": baseline, "after": distilled}
+    table = _measure(students, teacher, held_out, pair)
     save_evaluation(distilled, [table])
+    say("Letting each model go on from a few held-out beginnings")
+    _save_samples(distilled, students | {"teacher": teacher}, held_out)
     from xtoken.report import write_html
 
     page = write_html([distilled, baseline], folder / "report.html")
@@ -205,3 +205,23 @@ def _measure(
         f"{pair.passages:,} passages in the same order from the same start."
     )
     return EvaluationTable.from_columns("held-out Wikipedia", columns, note)
+
+
+def _save_samples(folder: Path, models: dict[str, Path], texts: list[str]) -> None:
+    """Write what each model says after the first held-out passages' beginnings, greedily."""
+    from xtoken.evaluation.samples import first_prompts, generate, samples_by_prompt, save_samples
+    from xtoken.models import load_causal_lm
+    from xtoken.vocab import Vocabulary
+
+    prompts = first_prompts(texts, SAMPLES)
+    outputs = {
+        name: list(
+            generate(
+                load_causal_lm(str(path), dtype="float32"),
+                Vocabulary.from_pretrained(path),
+                prompts,
+            )
+        )
+        for name, path in models.items()
+    }
+    save_samples(folder, samples_by_prompt(prompts, outputs))

@@ -232,11 +232,21 @@ def load_lm_eval(path: str | Path) -> dict[str, float]:
 
     A value that is missing or not finite is NaN. Raises EvaluationError for another file.
     """
-    return {key: value for key, (value, *_) in _lm_eval_values(path).items()}
+    return lm_eval_values(_read_lm_eval(path))
+
+
+def lm_eval_values(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return `{"task metric": value}` of results as lm-eval returns or writes them."""
+    return {key: value for key, (value, *_) in _lm_eval_values(results).items()}
 
 
 def lm_eval_table(columns: Mapping[str, str | Path]) -> EvaluationTable:
-    """Put results files of lm-evaluation-harness side by side: `{column: file}` as one table.
+    """Put results files of lm-evaluation-harness side by side: `{column: file}` as one table."""
+    return results_table({column: _read_lm_eval(path) for column, path in columns.items()})
+
+
+def results_table(columns: Mapping[str, Mapping[str, Any]]) -> EvaluationTable:
+    """Put results of lm-evaluation-harness side by side: `{column: results}` as one table.
 
     Directions are lm-eval's own, shares are shown as per cent, and the note says the largest
     standard error and how many examples each task was run on.
@@ -245,13 +255,13 @@ def lm_eval_table(columns: Mapping[str, str | Path]) -> EvaluationTable:
     rows: dict[str, tuple[Better, str]] = {}
     errors: dict[str, float] = {}
     counts: dict[str, str] = {}
-    for column, path in columns.items():
-        for key, (value, error, better, unit) in _lm_eval_values(path).items():
+    for column, results in columns.items():
+        for key, (value, error, better, unit) in _lm_eval_values(results).items():
             values.setdefault(key, {})[column] = value
             rows.setdefault(key, (better, unit))
             if math.isfinite(error):
                 errors[key] = max(error, errors.get(key, 0.0))
-        counts |= _lm_eval_counts(path)
+        counts |= _lm_eval_counts(results)
     notes = [f"{task}: {count}." for task, count in counts.items()]
     if errors:
         listed = ", ".join(f"{key} {format_value(e, rows[key][1])}" for key, e in errors.items())
@@ -281,9 +291,8 @@ def _read_lm_eval(path: str | Path) -> Mapping[str, Any]:
     )
 
 
-def _lm_eval_values(path: str | Path) -> dict[str, tuple[float, float, Better, str]]:
-    """Return value, standard error, direction and unit of each metric of a results file."""
-    data = _read_lm_eval(path)
+def _lm_eval_values(data: Mapping[str, Any]) -> dict[str, tuple[float, float, Better, str]]:
+    """Return value, standard error, direction and unit of each metric."""
     directions = data.get("higher_is_better")
     found: dict[str, tuple[float, float, Better, str]] = {}
     for task, metrics in data["results"].items():
@@ -307,9 +316,9 @@ def _lm_eval_values(path: str | Path) -> dict[str, tuple[float, float, Better, s
     return found
 
 
-def _lm_eval_counts(path: str | Path) -> dict[str, str]:
+def _lm_eval_counts(data: Mapping[str, Any]) -> dict[str, str]:
     counts: dict[str, str] = {}
-    found = _read_lm_eval(path).get("n-samples")
+    found = data.get("n-samples")
     for task, numbers in found.items() if isinstance(found, dict) else ():
         if isinstance(numbers, dict) and isinstance(numbers.get("effective"), int):
             done, whole = numbers["effective"], numbers.get("original")

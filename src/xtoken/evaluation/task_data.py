@@ -119,8 +119,15 @@ def local_config(name: str, config: Mapping[str, Any], data: TaskData) -> dict[s
     rows = read_rows(data.test)
     changed = dict(config)
     columns = set(rows[0])
-    if not columns >= _read_columns(config):
-        changed |= _plain_form(name, config, columns, data.test)
+    form = _plain_form(config, columns)
+    if form is not None and (_reads_by_code(config) or not columns >= _read_columns(config)):
+        changed |= form
+    elif not columns >= _read_columns(config):
+        raise EvaluationError(
+            f"The rows of {data.test} have {_listed(columns)}, but the task {name} reads "
+            f"{_listed(_read_columns(config))}. Rename the columns, or write a task file and give "
+            "its folder as --include-path."
+        )
     files = {"test": str(data.test.resolve())}
     if data.train is not None:
         files["train"] = str(data.train.resolve())
@@ -181,9 +188,12 @@ def _read_columns(config: Mapping[str, Any]) -> set[str]:
     return names
 
 
-def _plain_form(
-    name: str, config: Mapping[str, Any], columns: set[str], path: Path
-) -> dict[str, Any]:
+def _reads_by_code(config: Mapping[str, Any]) -> bool:
+    return any(callable(config.get(key)) for key in (*_FIELDS, "process_docs"))
+
+
+def _plain_form(config: Mapping[str, Any], columns: set[str]) -> dict[str, Any] | None:
+    """Return how rows of a plain form are read as the task's, None for rows of another form."""
     kind = config.get("output_type")
     own = config.get("doc_to_text")
     template = own if isinstance(own, str) else ""
@@ -203,11 +213,7 @@ def _plain_form(
     elif kind == "loglikelihood" and columns >= {"context", "continuation"}:
         form = {"doc_to_text": "{{context}}", "doc_to_target": "{{' ' + continuation.lstrip()}}"}
     if form is None:
-        raise EvaluationError(
-            f"The rows of {path} have {_listed(columns)}, but the task {name} reads "
-            f"{_listed(_read_columns(config))}. Rename the columns, or write a task file and give "
-            "its folder as --include-path."
-        )
+        return None
     return {
         **form,
         "process_docs": None,

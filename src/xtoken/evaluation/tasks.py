@@ -120,8 +120,9 @@ def run_tasks(
         if "out of memory" in str(error):
             raise
         raise EvaluationError(
-            f"lm-eval could not run {', '.join(_names(tasks.specs))}: {_said(error)}. The rows "
-            "may not fit the task; see XTOKEN_DEBUG=1 for where it happened."
+            f"lm-eval could not run {', '.join(_names(tasks.specs))}: {_said(error)}. Either "
+            "the rows don't fit the task or the model doesn't (too short a context); "
+            "XTOKEN_DEBUG=1 shows where it happened."
         ) from error
     assert results is not None
     return dict(results)

@@ -64,7 +64,7 @@ def best_column(row: EvaluationRow, columns: Sequence[str]) -> str | None:
     values = {
         column: row.values[column]
         for column in columns
-        if column != "teacher" and math.isfinite(row.values.get(column, math.nan))
+        if not column.startswith("teacher") and math.isfinite(row.values.get(column, math.nan))
     }
     if len(values) < 2 or row.better == "neither":
         return None
