@@ -251,7 +251,7 @@ def test_lm_eval_missing_says_how_to_install_it(tiny_pair, monkeypatch):
 
 
 def test_runs_that_cannot_be_measured(finished_run, tmp_path, texts):
-    assert "names its own models" in fails(2, "eval", finished_run, "--teacher", "x")
+    assert "has its tokenizer" in fails(2, "eval", finished_run, "--tokenizer", "x")
     (finished_run / "config.json").unlink()
     assert "no finished student" in fails(2, "eval", finished_run)
     (finished_run / "checkpoint-5").mkdir()

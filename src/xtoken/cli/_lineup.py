@@ -76,19 +76,17 @@ def is_run(name: str) -> bool:
     return (Path(name).expanduser() / RUN_FILE).is_file()
 
 
-def named_lineup(
-    model: Contestant, before: str | None, teacher: Contestant | None, output: Path | None
+def run_lineup(
+    name: str,
+    output: Path | None,
+    *,
+    before: Contestant | None = None,
+    teacher: Contestant | None = None,
+    trust_remote_code: bool,
 ) -> Lineup:
-    """Line up models that were named one by one."""
-    students = [model]
-    if before is not None:
-        students.insert(0, Contestant("before", before, trust_remote_code=model.trust_remote_code))
-    return Lineup(students, [] if teacher is None else [teacher], output)
-
-
-def run_lineup(name: str, output: Path | None, *, trust_remote_code: bool) -> Lineup:
     """Line up a run's models: the student before and after, and its teachers.
 
+    `before` and `teacher` stand in for the run's own.
     Raises UsageError for a run without a finished student, ConfigError for a broken run file.
     """
     from xtoken.config import load_run
@@ -103,7 +101,9 @@ def run_lineup(name: str, output: Path | None, *, trust_remote_code: bool) -> Li
         )
     student = config.student
     trust = trust_remote_code or student.trust_remote_code
-    before = Contestant("before", student.model, student.tokenizer, student.revision, trust)
+    before = before or Contestant(
+        "before", student.model, student.tokenizer, student.revision, trust
+    )
     after = Contestant("after", str(folder), trust_remote_code=trust)
     teachers = [
         Contestant(
@@ -115,6 +115,8 @@ def run_lineup(name: str, output: Path | None, *, trust_remote_code: bool) -> Li
         )
         for i, teacher in enumerate(config.teachers)
     ]
+    if teacher is not None:
+        teachers = [teacher]
     texts = [] if config.data.eval is None else [source.path for source in config.data.eval]
     return Lineup([before, after], teachers, output or folder, texts)
 

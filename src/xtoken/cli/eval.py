@@ -10,7 +10,7 @@ import typer
 
 from xtoken.cli._app import app
 from xtoken.cli._inputs import read_texts
-from xtoken.cli._lineup import Contestant, Lineup, is_run, named_lineup, run_lineup
+from xtoken.cli._lineup import Contestant, Lineup, is_run, run_lineup
 from xtoken.cli._measuring import Measuring
 from xtoken.cli._output import MODEL, Encoding, Json, say, show, show_json
 from xtoken.errors import UsageError
@@ -49,11 +49,19 @@ def eval_(
         ),
     ] = None,
     before: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Also the model that MODEL was before.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Also the model that MODEL was before (of a run: instead of its own).",
+        ),
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Also this model; on text, compared chunk by chunk."),
+        typer.Option(
+            metavar="MODEL",
+            help="Also this model; on text, compared chunk by chunk (of a run: instead of its "
+            "own).",
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="NAME", help="Where MODEL's tokenizer is, if elsewhere.")
@@ -129,27 +137,31 @@ def eval_(
     Results of a run are written beside it (evaluation.json, lm_eval/, samples.json), where
     `xtoken report` finds them.
     """
+    if teacher is None and teacher_tokenizer:
+        raise UsageError("--teacher-tokenizer has no effect without --teacher; add it.")
+    first, other = (
+        None if given is None else Contestant(column, given, own, None, trust_remote_code)
+        for column, given, own in (
+            ("before", before, None),
+            ("teacher", teacher, teacher_tokenizer),
+        )
+    )
     if is_run(model):
-        _not_with_a_run(model, before, teacher, tokenizer, teacher_tokenizer)
-        lineup = run_lineup(model, output, trust_remote_code=trust_remote_code)
+        if tokenizer is not None:
+            raise UsageError(f"{model} is a run, which has its tokenizer; leave --tokenizer out.")
+        lineup = run_lineup(
+            model, output, before=first, teacher=other, trust_remote_code=trust_remote_code
+        )
     else:
-        if teacher is None and (teacher_tokenizer or projection):
-            given = "--teacher-tokenizer" if teacher_tokenizer else "--projection"
-            raise UsageError(f"{given} has no effect without --teacher; add it, or leave this out.")
-        student = Contestant(
-            "student" if before is None else "after",
-            model,
-            tokenizer,
-            trust_remote_code=trust_remote_code,
+        column = "student" if before is None else "after"
+        student = Contestant(column, model, tokenizer, None, trust_remote_code)
+        lineup = Lineup(
+            [student] if first is None else [first, student],
+            [] if other is None else [other],
+            output,
         )
-        other = (
-            None
-            if teacher is None
-            else Contestant(
-                "teacher", teacher, teacher_tokenizer, trust_remote_code=trust_remote_code
-            )
-        )
-        lineup = named_lineup(student, before, other, output)
+    if projection is not None and not lineup.teachers:
+        raise UsageError("--projection has no effect without --teacher; add it, or leave this out.")
     if projection is not None and len(lineup.teachers) > 1:
         raise UsageError("--projection is of one pair, but the run has several teachers.")
     files = list(text or ([] if tasks else lineup.texts))
@@ -186,16 +198,6 @@ def eval_(
     show(*measuring.shown())
     for path in written:
         say(f"Written: {path}")
-
-
-def _not_with_a_run(model: str, *given: str | None) -> None:
-    names = ("--before", "--teacher", "--tokenizer", "--teacher-tokenizer")
-    for name, value in zip(names, given, strict=True):
-        if value is not None:
-            raise UsageError(
-                f"{model} is a run, which names its own models; leave {name} out, or give the path "
-                "of a model."
-            )
 
 
 def _tasks(names: str, files: list[str], folder: Path | None, include_path: list[Path]) -> Tasks:

@@ -335,5 +335,7 @@ def format_value(value: float, unit: str = "") -> str:
         return f"{100 * value:.1f} %"
     if value == int(value) and abs(value) >= 100:
         return f"{int(value):,}"
+    if abs(value) >= 10_000:
+        return f"{value:,.0f} {unit}".strip()
     text = f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2e}"
     return f"{text} {unit}".strip()

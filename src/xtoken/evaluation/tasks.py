@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import json
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -102,7 +104,8 @@ def run_tasks(
 
     quiet()
     try:
-        with evaluating(model):
+        # lm-eval prints as it goes; stdout belongs to the caller's results.
+        with evaluating(model), contextlib.redirect_stdout(sys.stderr):
             results = simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=vocab.tokenizer, batch_size=batch_size),
                 tasks=list(tasks.specs),
