@@ -55,6 +55,37 @@ def test_the_recipes_run(workplace: Path, body: str, capsys) -> None:
         assert "train_loss" in shown
 
 
+def test_the_blocks_on_losses_run(tiny_pair) -> None:
+    import torch
+
+    from xtoken import Projection, Vocabulary
+    from xtoken.losses import Chunks
+
+    ours, theirs = (Vocabulary.from_pretrained(str(folder)) for folder in tiny_pair)
+    torch.manual_seed(0)
+    head, teacher_head = torch.nn.Linear(8, len(ours)), torch.nn.Linear(6, len(theirs))
+    student_states_ND = torch.randn(4, 8, requires_grad=True)
+    teacher_states_ME = torch.randn(4, 6)
+    start = torch.tensor([0, 1])
+    targets = torch.tensor([5, 6, -1, -1])
+    names = {
+        "projection": Projection.build(ours, theirs),
+        "head": head,
+        "teacher_head": teacher_head,
+        "student_states_ND": student_states_ND,
+        "teacher_states_ME": teacher_states_ME,
+        "student_logits_NV": head(student_states_ND),
+        "teacher_logits_MU": teacher_head(teacher_states_ME).detach(),
+        "chunks": Chunks(start, start * 0 + 1, start, start * 0 + 1, targets, targets),
+    }
+    bodies = [body for page, body in blocks("python") if page == "losses.md"]
+    assert len(bodies) == 2
+    # The page's last block makes the loss that the one before it uses.
+    for body in reversed(bodies):
+        exec(compile(body, "losses.md", "exec"), names)
+    assert student_states_ND.grad is not None
+
+
 @pytest.mark.parametrize(("page", "body"), blocks("yaml"), ids=str)
 def test_run_files_parse(page: str, body: str) -> None:
     from xtoken.config import RunConfig
