@@ -86,6 +86,23 @@ def test_the_blocks_on_losses_run(tiny_pair) -> None:
     assert student_states_ND.grad is not None
 
 
+def test_the_block_on_the_audit_runs(tiny_pair, tiny_text) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from xtoken import Vocabulary
+
+    student, teacher = map(str, tiny_pair)
+    names = {
+        "student": AutoModelForCausalLM.from_pretrained(student),
+        "student_vocab": Vocabulary.from_pretrained(student),
+        "teacher_vocab": Vocabulary.from_pretrained(teacher),
+        "text": "\n".join(tiny_text),
+    }
+    (body,) = [body for page, body in blocks("python") if page == "audit.md"]
+    exec(compile(body, "audit.md", "exec"), names)
+    assert names["report"].suppression == names["found"]
+
+
 @pytest.mark.parametrize(("page", "body"), blocks("yaml"), ids=str)
 def test_run_files_parse(page: str, body: str) -> None:
     from xtoken.config import RunConfig
