@@ -46,6 +46,7 @@ def _sections(command: Any, name: str, context: Any) -> list[str]:
             lines += _sections(children[child], f"{name} {child}", inner)
         return lines
     usage = " ".join(command.collect_usage_pieces(context)).replace("{", "").replace("}", "")
+    usage = usage.replace("......", "...")  # a name with dots of its own gets another three
     lines = [f"## {name}", "", command.help or "", "", f"    {name} {usage}", ""]
     rows = []
     for parameter in command.params:
@@ -58,7 +59,7 @@ def _sections(command: Any, name: str, context: Any) -> list[str]:
         # Types in angle brackets say nothing that the name doesn't.
         label = re.sub(r" <[^>]*>", "", label)
         rows.append(f"| `{_cell(label)}` | {_cell(text)} |")
-    return [*lines, "| | |", "|---|---|", *rows, ""] if rows else lines
+    return [*lines, "| argument or option | |", "|---|---|", *rows, ""] if rows else lines
 
 
 def _cell(text: str) -> str:
