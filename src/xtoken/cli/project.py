@@ -149,22 +149,21 @@ def show_(
         made.explain(i) if side == Side.STUDENT else made.explain_teacher(i)
         for i in find_tokens(table, token, side.value)
     ]
-    before: dict[int, float] = {}
+    before: list[dict[int, float] | None] = [None] * len(found)
+    if earlier is not None:
+        compare(earlier, made, examples=0)  # refuses what can't be compared
+        before = [_weights_in(earlier, item) for item in found]
     if json:
         shown = [item.to_dict() for item in found]
-        if earlier is not None:
-            _check_comparable(earlier, made)
-            for entry in shown:
-                before = _weights_in(earlier, entry, side)
-                for piece in entry["pieces" if side == Side.STUDENT else "sources"]:
-                    piece["initial_weight"] = before.get(piece["id"], 0.0)
+        for entry, weights in zip(shown, before, strict=True):
+            if weights is None:
+                continue
+            for piece in entry["pieces" if side == Side.STUDENT else "sources"]:
+                piece["initial_weight"] = weights.get(piece["id"], 0.0)
         show_json(shown)
         return
-    for number, item in enumerate(found):
-        if earlier is not None:
-            _check_comparable(earlier, made)
-            before = _weights_in(earlier, item.to_dict(), side)
-        show(*([""] if number else []), *_explained(item, None if earlier is None else before))
+    for number, (item, weights) in enumerate(zip(found, before, strict=True)):
+        show(*([""] if number else []), *_explained(item, weights))
 
 
 def find_tokens(table: TokenTable, wanted: str, side: str) -> list[int]:
@@ -225,19 +224,15 @@ def _show_stats(made: Projection, file: Path, json: bool) -> None:
     show(title, table)
 
 
-def _weights_in(earlier: Projection, entry: dict[str, Any], side: Side) -> dict[int, float]:
-    """Return the earlier weight of each piece of a shown row or column."""
-    if side == Side.STUDENT:
-        pieces = earlier.explain(entry["student_id"]).pieces
+def _weights_in(earlier: Projection, item: Explanation | TeacherExplanation) -> dict[int, float]:
+    """Return the weight that each piece of a shown row or column had."""
+    from xtoken.projection import Explanation
+
+    if isinstance(item, Explanation):
+        pieces = earlier.explain(item.student_id).pieces
     else:
-        pieces = earlier.explain_teacher(entry["teacher_id"]).sources
+        pieces = earlier.explain_teacher(item.teacher_id).sources
     return {piece.token: piece.weight for piece in pieces}
-
-
-def _check_comparable(earlier: Projection, later: Projection) -> None:
-    from xtoken.projection import compare
-
-    compare(earlier, later, examples=0)
 
 
 def _show_changes(changes: Changes, json: bool) -> None:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import torch
 
 from xtoken.errors import EvaluationError
 from xtoken.evaluation import scoring
+from xtoken.evaluation.files import write_whole
 
 if TYPE_CHECKING:
     from xtoken.vocab import Vocabulary
@@ -137,10 +137,5 @@ def samples_by_prompt(
 
 def save_samples(folder: str | Path, samples: Sequence[Mapping[str, Any]]) -> Path:
     """Write `samples.json` in a folder, whole or not at all."""
-    path = Path(folder) / FILE_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     text = json.dumps(list(samples), indent=1, ensure_ascii=False)
-    partial.write_text(text + "\n", encoding="utf-8", errors="replace")
-    os.replace(partial, path)
-    return path
+    return write_whole(Path(folder) / FILE_NAME, text + "\n", errors="replace")

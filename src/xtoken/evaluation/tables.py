@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from xtoken.errors import EvaluationError
+from xtoken.evaluation.files import write_whole
 
 Better = Literal["lower", "higher", "neither"]
 
@@ -186,13 +186,9 @@ class _Reader:
 
 def save_evaluation(folder: str | Path, tables: Sequence[EvaluationTable]) -> Path:
     """Write the tables to `evaluation.json` in a run folder (whole or not at all)."""
-    path = Path(folder) / FILE_NAME
     data = {"format": FORMAT, "version": VERSION, "tables": [t.to_dict() for t in tables]}
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_whole(Path(folder) / FILE_NAME, text)
 
 
 def load_evaluation(path: str | Path) -> list[EvaluationTable]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtoken.errors import EvaluationError, UsageError, XTokenError
+from xtoken.evaluation.files import write_whole
 from xtoken.evaluation.task_data import TaskData, local_config
 
 if TYPE_CHECKING:
@@ -135,13 +136,8 @@ def save_results(path: str | Path, results: Mapping[str, Any]) -> Path:
     """Write results as lm-eval does (JSON), whole or not at all."""
     from lm_eval.utils import handle_non_serializable
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_whole(Path(path), text + "\n")
 
 
 def quiet() -> None:

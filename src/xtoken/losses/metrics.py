@@ -9,7 +9,7 @@ from xtoken.losses.base import Chunks
 from xtoken.losses.checks import check_chunks, check_logits
 from xtoken.losses.pooling import MASKED
 from xtoken.losses.projector import Projector
-from xtoken.losses.sources import Source, as_source
+from xtoken.losses.sources import Source, as_source, read_rows
 
 BLOCK_ROWS = 64
 
@@ -68,7 +68,6 @@ def kept_mass(
 def _probs(source: Source, index_C: Tensor, projector: Projector, side: str) -> Tensor:
     """Return softmax of some rows over the real ids that are not masked: float32 or wider."""
     size = projector.student_size if side == "student" else projector.teacher_size
-    rows = source.open(index_C, size, keep=False)
-    rows = rows.index_select(0, index_C) if source.whole else rows
+    rows = read_rows(source, index_C, size)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     return rows.index_fill(1, getattr(projector, f"{side}_masked_X"), MASKED).softmax(-1)

@@ -112,6 +112,12 @@ class RowGradient:
         return self.buffer_NV
 
 
+def read_rows(source: Source, index_R: Tensor, size: int) -> Tensor:
+    """Return the first `size` logits of these rows alone, without gradient: [R, size]."""
+    rows = source.open(index_R, size, keep=False)
+    return rows.index_select(0, index_R) if source.whole else rows
+
+
 def as_source(rows: Tensor | Source) -> Source:
     """Return logits as a source; a source stays what it is."""
     return LogitSource(rows) if isinstance(rows, Tensor) else rows

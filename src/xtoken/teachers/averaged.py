@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xtoken.errors import UsageError
 from xtoken.losses.base import SignalKind
-from xtoken.losses.sources import Source
+from xtoken.losses.sources import Source, read_rows
 from xtoken.teachers.local import LocalTeacher
 
 
@@ -109,9 +109,7 @@ class MeanSource:
         """Return the mean of the sources' rows: float32 or wider."""
         mean_RU: Tensor | None = None
         for source, share in zip(self.sources, self.shares, strict=True):
-            rows_RU = source.open(index_R, size, keep=False)
-            if source.whole:
-                rows_RU = rows_RU[index_R]
+            rows_RU = read_rows(source, index_R, size)
             part_RU = rows_RU.to(torch.promote_types(rows_RU.dtype, torch.float32)) * share
             mean_RU = part_RU if mean_RU is None else mean_RU + part_RU
         assert mean_RU is not None

@@ -161,10 +161,10 @@ def _short(config: RunConfig) -> RunConfig:
 
 def _teacher_lengths(config: RunConfig, data: RunData, pairs: Pairs) -> list[int]:
     """Guess each teacher's longest sequence: the student's, stretched by the tokenizers' ratio."""
-    student = max(_lengths(data.train)[0])
+    longest = [max(side) for side in _lengths(data.train)]
     lengths = []
     for index, pair in enumerate(pairs.teachers):
-        ratio = max(_lengths(data.train)[1 + index]) / student
+        ratio = longest[1 + index] / longest[0]
         length = round(config.data.max_length * ratio)
         lengths += [min(length, config.data.teacher_max_length or length)] * len(pair.members)
     return lengths

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from xtoken.training.batches import Collator, RankBatches, indexed
-from xtoken.training.combine import Combine, scale_of
+from xtoken.training.combine import Combine, combined, scale_of
 from xtoken.training.metrics import Sums
 from xtoken.training.objective import Objective
 
@@ -69,8 +69,5 @@ def with_kd(means: dict[str, float], objective: Objective) -> dict[str, float]:
 
 def evaluation_loss(means: dict[str, float], combine: Combine) -> float:
     """Return the training loss's formula on the evaluation's global CE and KD."""
-    ce, kd = means.get("ce", 0.0), means.get("kd", 0.0)
-    scale = 1.0
-    if combine.scaled:
-        scale = float(scale_of(torch.tensor(ce), torch.tensor(kd)))
-    return combine.ce * ce + combine.kd * scale * kd
+    ce, kd = torch.tensor([means.get("ce", 0.0), means.get("kd", 0.0)], dtype=torch.float64)
+    return float(combined(ce, kd, combine, scale_of(ce, kd) if combine.scaled else 1.0))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from xtoken.losses.base import Chunks
-from xtoken.losses.sources import Source, as_source
+from xtoken.losses.pooling import expand_rows
+from xtoken.losses.sources import Source, as_source, read_rows
 
 # Rows of logits that are turned into log-probabilities at a time.
 BLOCK_ROWS = 256
@@ -17,15 +18,7 @@ BLOCK_ROWS = 256
 def logit_blocks(source: Source, rows_R: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (rows_B, float32 logits [B, size]) of some rows, a block at a time."""
     for rows_B in rows_R.split(BLOCK_ROWS):
-        logits_BU = source.open(rows_B, size, keep=False)
-        yield rows_B, (logits_BU[rows_B] if source.whole else logits_BU).float()
-
-
-def chunk_rows(start_C: Tensor, count_C: Tensor) -> Tensor:
-    """Return the rows of all chunks, one after the other: int64[sum of counts]."""
-    ends_C = count_C.cumsum(0)
-    offset = torch.arange(int(ends_C[-1]) if len(ends_C) else 0, device=start_C.device)
-    return torch.repeat_interleave(start_C - (ends_C - count_C), count_C) + offset
+        yield rows_B, read_rows(source, rows_B, size).float()
 
 
 @torch.no_grad()
@@ -38,7 +31,7 @@ def realised_nats(
     vocabulary (`len(byte_lengths_U)` columns); bytes is the sum of those tokens' lengths.
     """
     source = as_source(teacher)
-    rows_R = chunk_rows(chunks.teacher_start_C, chunks.teacher_count_C)
+    rows_R = expand_rows(chunks.teacher_start_C, chunks.teacher_count_C)
     targets_R = chunks.teacher_target_M[rows_R]
     # An eos that closes the text has nats but no bytes.
     rows_R = rows_R[byte_lengths_U[targets_R] > 0]

@@ -212,12 +212,13 @@ class Objective:
         enter("teacher")
         lessons = self._lessons(batch, source) if with_teachers else []
         enter("loss")
-        parts = self._run(source, next_targets(batch["labels"]), lessons, weights)
+        targets_N = next_targets(batch["labels"])
+        parts = self._run(source, targets_N, lessons, weights)
         if with_teachers:
             self._fill(parts, lessons, rows.device)
         parts.sums.add("ce", parts.ce.total, parts.ce.count)
         enter("figures" if figures else "loss")
-        self._student_bytes(parts, source, next_targets(batch["labels"]))
+        self._student_bytes(parts, source, targets_N)
         for lesson in lessons if figures else ():
             self._figures(parts.sums, lesson, source)
         enter("loss")

@@ -15,13 +15,9 @@ from torch import Tensor
 
 from xtoken.errors import ConfigError
 from xtoken.losses.base import Chunks
+from xtoken.losses.pooling import expand_rows
 from xtoken.losses.sources import Source
-from xtoken.training.measures import chunk_rows, logit_blocks
-
-Teachers = Literal["sum", "average_logits", "best"]
-Criterion = Literal["static", "ce", "entropy", "max_prob"]
-TEACHERS: tuple[Teachers, ...] = ("sum", "average_logits", "best")
-CRITERIA: tuple[Criterion, ...] = ("static", "ce", "entropy", "max_prob")
+from xtoken.training.measures import logit_blocks
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ class Selection:
         rows_R, owner_R = chunks.teacher_start_C, owner_C
         count_C = torch.ones_like(owner_C)
         if self.criterion == "ce":
-            rows_R = chunk_rows(chunks.teacher_start_C, chunks.teacher_count_C)
+            rows_R = expand_rows(chunks.teacher_start_C, chunks.teacher_count_C)
             owner_R = owner_C.repeat_interleave(chunks.teacher_count_C)
             count_C = chunks.student_count_C
         done = 0

@@ -87,23 +87,24 @@ class StepLoss:
 
     def scale(self, values: Tensor) -> Tensor | float:
         """Return the step's scale; `values` are the shares (CE, KD) of a lone micro-batch."""
+        known = self._known_scale()
+        if known is not None:
+            return known
+        ce, kd = self.over_ranks(values)
+        self.window.scale = scale_of(ce, kd)
+        return self.window.scale
+
+    def _known_scale(self) -> Tensor | float | None:
         if not self.settings.scaled:
             return 1.0
         if self.settings.scaling == "dynamic_lagged" and self.lagged.value is not None:
             return self.lagged.value
-        if self.window.scale is None:
-            ce, kd = self.over_ranks(values)
-            self.window.scale = scale_of(ce, kd)
         return self.window.scale
 
     def known_weights(self) -> Weights | None:
         """Return the weights of a micro-batch's sums, or None if its own values decide them."""
-        settings, window = self.settings, self.window
-        if not settings.scaled:
-            return self.weights_at(1.0)
-        if settings.scaling == "dynamic_lagged" and self.lagged.value is not None:
-            return self.weights_at(self.lagged.value)
-        return None if window.scale is None else self.weights_at(float(window.scale))
+        known = self._known_scale()
+        return None if known is None else self.weights_at(float(known))
 
     def weights_at(self, scale: float) -> Weights:
         """Return what sums are multiplied by at a scale: the settings over the global counts."""
