@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,13 +48,8 @@ class LocalTeacher:
         self.vocab = vocab.with_rows(output_head_rows(model))
         self.name = name or vocab.name
         self.context_length = context_length(model)
-        self.head: ModelHead | None = None
+        self.chunked_head = chunked_head
         self.head_note: str | None = None
-        if chunked_head:
-            try:
-                self.head = ModelHead(self.model)
-            except HeadUnreachableError as error:
-                self.head_note = str(error)
 
     @classmethod
     def from_pretrained(
@@ -77,6 +73,20 @@ class LocalTeacher:
     def device(self) -> torch.device:
         """Where the model takes its inputs."""
         return self.model.device
+
+    @cached_property
+    def head(self) -> ModelHead | None:
+        """The output head, where it is wanted and can be reached.
+
+        Found when it is first asked for: that runs the model, which should be where it stays.
+        """
+        if not self.chunked_head:
+            return None
+        try:
+            return ModelHead(self.model)
+        except HeadUnreachableError as error:
+            self.head_note = str(error)
+            return None
 
     def to(self, device: torch.device | str) -> LocalTeacher:
         """Move the model; quantised models and those spread over devices stay where they are."""
