@@ -6,11 +6,10 @@ import json
 from dataclasses import fields, replace
 
 import pytest
-from typer.testing import CliRunner
 
+from cli_calls import fails, ok
 from fake_vocab import FakeVocabulary, roles
 from xtoken.audit import RankedTeacher, Ranking, audit, rank_teachers
-from xtoken.cli._app import app
 from xtoken.errors import UsageError
 from xtoken.report.audit_ranking import ranking_html, render_ranking
 
@@ -108,20 +107,6 @@ def test_names_are_escaped_on_the_page() -> None:
 
 
 # ------------------------------------------------------------------ the command line
-
-
-def ok(*arguments) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def fails(code: int, *arguments) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output
-    assert not result.stdout
-    assert "Traceback" not in result.stderr
-    return result.stderr
 
 
 @pytest.fixture

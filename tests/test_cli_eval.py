@@ -5,29 +5,12 @@ import math
 import shutil
 
 import pytest
-from typer.testing import CliRunner
 
-from xtoken.cli._app import app
+from cli_calls import fails, ok
 from xtoken.evaluation import bits_per_byte, compare
 from xtoken.models import load_causal_lm
 from xtoken.projection import Projection
 from xtoken.vocab import Vocabulary
-
-run = CliRunner().invoke
-
-
-def ok(*arguments, **options):
-    result = run(app, [str(a) for a in arguments], **options)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def fails(code, *arguments):
-    result = run(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output
-    assert not result.stdout
-    assert "Traceback" not in result.stderr
-    return result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -7,28 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from xtoken.cli._app import app
+import cli_calls
+from cli_calls import ok
 from xtoken.projection import Projection
 from xtoken.vocab import Vocabulary
 
-run = CliRunner().invoke
-
-
-def ok(*arguments, **options):
-    result = run(app, [str(a) for a in arguments], **options)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
 
 def fails(code, *arguments, **options):
-    result = run(app, [str(a) for a in arguments], **options)
-    assert result.exit_code == code, result.output
-    assert not result.stdout
-    assert result.stderr.startswith("error: ")
-    assert "Traceback" not in result.stderr
-    return result.stderr
+    said = cli_calls.fails(code, *arguments, **options)
+    assert said.startswith("error: ")
+    return said
 
 
 @pytest.fixture

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from laid_out import lay_out
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -31,12 +31,8 @@ def blocks(language: str) -> list[tuple[str, str]]:
 @pytest.fixture
 def workplace(tmp_path: Path, tiny_pair, tiny_text, monkeypatch) -> Path:
     """A directory with what the pages name."""
-    for path, source in zip(("student", "teacher"), tiny_pair, strict=True):
-        shutil.copytree(source, tmp_path / "path" / "to" / path)
-    rows = "".join(json.dumps({"text": text}) + "\n" for text in tiny_text)
-    (tmp_path / "train.jsonl").write_text(rows)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return lay_out(tmp_path, tiny_pair, tiny_text)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from laid_out import lay_out
 from xtoken.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,11 +37,8 @@ def commands() -> list[str]:
 @pytest.fixture
 def workplace(tmp_path: Path, tiny_pair, tiny_text, monkeypatch) -> Path:
     """A directory with everything that the README's commands name."""
-    for path, source in zip(("student", "teacher"), tiny_pair, strict=True):
-        shutil.copytree(source, tmp_path / "path" / "to" / path)
-    rows = "".join(json.dumps({"text": text}) + "\n" for text in tiny_text)
-    (tmp_path / "train.jsonl").write_text(rows)
-    (tmp_path / "eval.jsonl").write_text(rows)
+    lay_out(tmp_path, tiny_pair, tiny_text)
+    shutil.copy(tmp_path / "train.jsonl", tmp_path / "eval.jsonl")
     for name in ("sample.txt", "held_out.txt"):
         (tmp_path / name).write_text("\n".join(tiny_text))
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
