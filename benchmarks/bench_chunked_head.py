@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy as plain_cross_entropy
 from torch.nn.functional import linear
 
-from measuring import ASSETS, Contender, Measurement, in_turns, machine, serve, write_json
-from pair import Case, make_cases, mapped, scratch_folder, write_random
+from measuring import Contender, Measurement, in_turns, machine, serve, write_json
+from pair import Case, common_options, contenders, make_cases, mapped, scratch_folder, write_random
 from tables import Ratio, compare, judge, show
 from xtoken.losses import Hidden, OutputHead, Term, TopK, cross_entropy_term, make_loss, run_terms
 from xtoken.losses.sources import Source, as_source
@@ -240,17 +240,12 @@ def _same_value(measurements: list[Measurement]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--student", default=str(ASSETS / "vocab" / "llama-3"))
-    parser.add_argument("--teacher", default=str(ASSETS / "vocab" / "qwen2"))
+    common_options(parser, worker=5)
     parser.add_argument("--full", action="store_true", help="hidden 2048/2560, T = 512, 2048, 4096")
     parser.add_argument("--hidden", help="hidden sizes of student and teacher, e.g. 2048,2560")
     parser.add_argument("--length", type=int, help="student tokens of the timed runs")
     parser.add_argument("--memory-lengths", help="other lengths, run once for their memory")
     parser.add_argument("--only", help=f"contenders: {', '.join((*STANDARD, *ALONE))}")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--json", help="write the result to this file")
-    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         name, folder, length, sizes, device = options.worker
@@ -266,10 +261,7 @@ def main() -> None:
     if options.memory_lengths is None:
         options.memory_lengths = "512,4096" if options.full else "1024"
     options.memory_lengths = [int(n) for n in options.memory_lengths.split(",") if n]
-    options.only = options.only.split(",") if options.only else STANDARD
-    for name in options.only:
-        if name not in (*STANDARD, *ALONE):
-            raise SystemExit(f"Unknown contender {name!r}; expected {', '.join(STANDARD + ALONE)}.")
+    options.only = contenders(options.only, STANDARD, (*STANDARD, *ALONE))
     result = measure(options)
     if options.json:
         write_json(options.json, result)

@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 
 from measuring import (
-    ASSETS,
     Contender,
     Measurement,
     in_turns,
@@ -38,7 +37,7 @@ from measuring import (
     serve,
     write_json,
 )
-from pair import Case, make_cases, scratch_folder
+from pair import Case, common_options, contenders, make_cases, scratch_folder
 from tables import Ratio, compare, show
 
 Work = Callable[[], float]
@@ -214,16 +213,11 @@ def _growth(measurements: list[Measurement]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--student", default=str(ASSETS / "vocab" / "llama-3"))
-    parser.add_argument("--teacher", default=str(ASSETS / "vocab" / "qwen2"))
+    common_options(parser, worker=4)
     parser.add_argument("--full", action="store_true", help="all losses, T up to 2048")
     parser.add_argument("--lengths", help="student tokens, e.g. 256,512")
     parser.add_argument("--only", help="contenders, e.g. floor,p_kl,naive_p_kl")
     parser.add_argument("--naive-longest", type=int, default=NAIVE_LONGEST)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--json", help="write the result to this file")
-    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         name, folder, length, device = options.worker
@@ -234,11 +228,7 @@ def main() -> None:
     default = "256,512,1024,2048" if options.full else "256,512"
     options.lengths = [int(length) for length in (options.lengths or default).split(",")]
     everything = (*OURS, *THEIRS)
-    options.only = options.only.split(",") if options.only else None
-    options.only = options.only or (everything if options.full else SHORT)
-    for name in options.only:
-        if name not in everything:
-            raise SystemExit(f"Unknown contender {name!r}; expected {', '.join(everything)}.")
+    options.only = contenders(options.only, everything if options.full else SHORT, everything)
     result = measure(options)
     if options.json:
         write_json(options.json, result)

@@ -6,6 +6,7 @@ logits and weights of gigabytes are in memory once however many processes wait t
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import tempfile
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from measuring import ASSETS
 from xtoken.align import align
 from xtoken.encode import encode_texts
 from xtoken.losses import Chunks
@@ -24,13 +26,32 @@ from xtoken.projection import Projection
 from xtoken.vocab import Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 # How far a made-up distribution spreads, and how much likelier the token that comes next is.
 SPREAD = 2.0
 REALISED = 10.0
 NEVER = -1e4
 FILL_ROWS = 64
+
+
+def common_options(parser: argparse.ArgumentParser, *, worker: int) -> None:
+    """Add what every script on this pair takes; `worker` is how many words its workers are told."""
+    parser.add_argument("--student", default=str(ASSETS / "vocab" / "llama-3"))
+    parser.add_argument("--teacher", default=str(ASSETS / "vocab" / "qwen2"))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--json", help="write the result to this file")
+    parser.add_argument("--worker", nargs=worker, help=argparse.SUPPRESS)
+
+
+def contenders(given: str | None, default: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return the contenders that --only names, or the default ones."""
+    names = given.split(",") if given else list(default)
+    for name in names:
+        if name not in known:
+            raise SystemExit(f"Unknown contender {name!r}; expected {', '.join(known)}.")
+    return names
 
 
 @dataclass(frozen=True)
