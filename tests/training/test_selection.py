@@ -156,6 +156,23 @@ def test_shares_are_logged_and_the_best_has_all(make_config: Callable[..., RunCo
             assert line["kd"] > 0.0
 
 
+@pytest.mark.parametrize(
+    "combine", [{"teachers": "best"}, {"teacher_weights": "max_prob"}], ids=str
+)
+def test_the_scale_and_the_log_go_by_what_was_chosen(
+    make_config: Callable[..., RunConfig], combine: dict[str, Any]
+) -> None:
+    config = make_config("chosen", combine)
+    train(config, progress="none")
+    lines = [line for line in read_metrics(config.output_dir) if line["kind"] == "train"]
+    assert lines
+    for line in lines:
+        chosen = [line.get(f"kd_chosen/{name}", 0.0) for name in ("first", "second")]
+        assert line["kd"] == pytest.approx(0.8 * chosen[0] + 0.2 * chosen[1], rel=1e-5)
+        assert line["scale"] == pytest.approx(line["ce"] / line["kd"], rel=1e-4)
+        assert line["loss"] == pytest.approx(2 * line["ce"], rel=1e-4)
+
+
 # ---------------------------------------------------------------------- averaged logits
 
 
