@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from xtoken.errors import XTokenError
 from xtoken.losses.chunked_head import Hidden, OutputHead
+from xtoken.losses.job import HEAD_BYTES
 
+# Logits of a batch up to this size are better held: a head that several losses and figures go
+# through costs more than that memory is worth. Twice what a block may take.
+HELD_BYTES = {kind: 2 * size for kind, size in HEAD_BYTES.items()}
 # What the trial run's logits are scaled to: far enough out that a soft cap (30 to 50 in public
 # models) or a scale that was overlooked shows.
 TRIAL_SPREAD = 20.0
@@ -59,6 +63,12 @@ class ModelHead:
         """
         states_BSD, dtype = self._states(forward)
         return Hidden(states_BSD.reshape(-1, states_BSD.shape[-1]), self.head, dtype=dtype)
+
+    def worthwhile(self, input_ids: Tensor) -> bool:
+        """Whether a batch's logits, in float32, are too large to be held as a whole."""
+        weight_VD = self.module.weight
+        size = 4 * input_ids.numel() * weight_VD.shape[0]
+        return size > HELD_BYTES.get(weight_VD.device.type, HELD_BYTES["cuda"])
 
     @property
     def head(self) -> OutputHead:

@@ -13,9 +13,16 @@ from safetensors.torch import load_file
 from training_toys import make_examples, make_trainer
 
 from xtoken.config import RunConfig
+from xtoken.teachers import LocalTeacher
 from xtoken.training import read_metrics, train
 
 Make = Callable[..., RunConfig]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the tiny models' logits count as large."""
+    monkeypatch.setattr("xtoken.output_head.HELD_BYTES", {"cpu": 0, "cuda": 0})
 
 
 @pytest.fixture
@@ -54,6 +61,18 @@ def run(config: RunConfig) -> tuple[dict[str, torch.Tensor], list[dict], list[st
     train(config, progress="none", say=said.append)
     weights = load_file(Path(config.output_dir) / "model.safetensors")
     return weights, read_metrics(config.output_dir), said
+
+
+def test_small_logits_are_held(
+    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = LocalTeacher.from_pretrained(tiny_pair[1])
+    ids = torch.tensor([[3, 4, 5, 6]])
+    assert not teacher.rows(ids, torch.ones_like(ids)).whole
+    rows = teacher.head.module.weight.shape[0]
+    for size, whole in ((4 * 4 * rows, True), (4 * 4 * rows - 1, False)):
+        monkeypatch.setattr("xtoken.output_head.HELD_BYTES", {"cpu": size, "cuda": size})
+        assert teacher.rows(ids, torch.ones_like(ids)).whole is whole
 
 
 @pytest.mark.parametrize(

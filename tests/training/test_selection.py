@@ -122,6 +122,7 @@ def weights_after(config: RunConfig) -> dict[str, torch.Tensor]:
     return load_file(Path(config.output_dir) / "model.safetensors")
 
 
+@pytest.mark.parametrize("held", [0, 2**28])
 @pytest.mark.parametrize(
     "combine",
     [
@@ -135,8 +136,12 @@ def weights_after(config: RunConfig) -> dict[str, torch.Tensor]:
     ids=str,
 )
 def test_the_choice_does_not_depend_on_how_a_batch_is_split(
-    make_config: Callable[..., RunConfig], combine: dict[str, Any]
+    make_config: Callable[..., RunConfig],
+    combine: dict[str, Any],
+    held: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("xtoken.output_head.HELD_BYTES", {"cpu": held, "cuda": held})
     whole = weights_after(make_config("whole", combine))
     split = weights_after(make_config("split", combine, batch=1))
     for name, value in whole.items():
@@ -176,7 +181,11 @@ def test_the_scale_and_the_log_go_by_what_was_chosen(
 # ---------------------------------------------------------------------- averaged logits
 
 
-def test_averaged_logits_are_the_weighted_mean(tiny_pair: tuple[Path, Path], three: Path) -> None:
+@pytest.mark.parametrize("held", [0, 2**28])
+def test_averaged_logits_are_the_weighted_mean(
+    tiny_pair: tuple[Path, Path], three: Path, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xtoken.output_head.HELD_BYTES", {"cpu": held, "cuda": held})
     members = [LocalTeacher.from_pretrained(folder) for folder in (tiny_pair[1], three)]
     mean = AveragedTeachers(members, [3.0, 1.0])
     size = len(mean.vocab)

@@ -116,18 +116,19 @@ class LocalTeacher:
 
     @torch.no_grad()
     def rows(self, input_ids: Tensor, attention_mask: Tensor) -> Source:
-        """Return the rows of `signal`, flat (b * T + t), formed in blocks where that can be.
+        """Return the rows of `signal`, flat (b * T + t): in blocks where that can be and pays.
 
         Raises:
             UsageError: sequences longer than the model's positions reach.
         """
         # The loss runs where the batch is, and a head's weight doesn't travel.
-        here = self.head is not None and self.head.module.weight.device == input_ids.device
-        if self.head is None or not here:
+        head = self.head
+        here = head is not None and head.module.weight.device == input_ids.device
+        if head is None or not here or not head.worthwhile(input_ids):
             logits_BTU = self.signal(input_ids, attention_mask)
             return LogitSource(logits_BTU.reshape(-1, logits_BTU.shape[-1]))
         inputs = self._inputs(input_ids, attention_mask)
-        return self.head.run(lambda: self._forward(inputs))
+        return head.run(lambda: self._forward(inputs))
 
     def _inputs(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
         if self.context_length is not None and input_ids.shape[1] > self.context_length:

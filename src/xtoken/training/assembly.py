@@ -108,7 +108,11 @@ def head_notes(trainer: XTokenTrainer) -> list[str]:
         models += [(f"teacher {m.name}", m.head, m.head_note) for m in members]
     notes = [f"Full logits for the {name}: {note}." for name, _, note in models if note]
     if chunked := ", ".join(name for name, head, _ in models if head is not None):
-        notes.insert(0, f"Logits are formed in blocks and dropped (chunked head): {chunked}.")
+        notes.insert(
+            0,
+            f"Logits are formed in blocks and dropped (chunked head) where a batch's are large: "
+            f"{chunked}.",
+        )
     return notes
 
 

@@ -226,7 +226,7 @@ class Objective:
 
     def _student(self, student: nn.Module, batch: Mapping[str, Any]) -> Source:
         inputs = student_inputs(batch)
-        if self.head is not None:
+        if self.head is not None and self.head.worthwhile(batch["input_ids"]):
             return self.head.run(lambda: student(**inputs, use_cache=False))
         logits_BSV = student(**inputs, use_cache=False).logits
         return LogitSource(logits_BSV.reshape(-1, logits_BSV.shape[-1]))
@@ -288,7 +288,7 @@ class Objective:
         weights: Weights | None,
     ) -> Parts:
         """Run the cross-entropy and each lesson's groups; `kd` has one result a group for now."""
-        together = self.takes_rows and (self.head is not None or weights is not None)
+        together = self.takes_rows and (not source.whole or weights is not None)
         if not together:
             rows = source.inputs[0]
             kd = [
