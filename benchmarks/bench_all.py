@@ -100,6 +100,10 @@ def _lines(axis: Any, result: dict[str, Any] | None, what: str) -> None:
     if result is None:
         axis.text(0.5, 0.5, "not measured", ha="center")
         return
+    from matplotlib import colormaps
+
+    # More contenders than the ten colours of the default.
+    axis.set_prop_cycle(color=colormaps["tab20"].colors)
     for name in dict.fromkeys(m["name"] for m in result["measurements"]):
         own = sorted(
             (m["length"], m["wall_s"]["median"] if what == "wall_s" else m[what])
