@@ -47,6 +47,8 @@ class ModelHead:
         if type(module) is not nn.Linear:
             found = "none" if module is None else f"a {type(module).__name__}"
             raise HeadUnreachableError(f"its output head is {found}, expected a plain linear layer")
+        if module.weight.is_meta:
+            raise HeadUnreachableError("its weights are offloaded")
         self.module: nn.Linear = module
         config = model.config.get_text_config()
         self.soft_cap: float | None = getattr(config, "final_logit_softcapping", None)

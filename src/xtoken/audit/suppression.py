@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xtoken.align import Alignment
+    from xtoken.evaluation.scoring import Reader
     from xtoken.vocab import Vocabulary
 
 MAX_TOKENS = 8_000
@@ -98,6 +99,8 @@ def measure_suppression(
     models = [student] if teacher is None else [student, teacher]
     read = tokens = 0
     with scoring.evaluating(*models):
+        reader = scoring.Reader(student, student_vocab)
+        other = None if teacher is None else scoring.Reader(teacher, teacher_vocab)
         for text in documents:
             document = _prepare(student_vocab, teacher_vocab, text, limits)
             if progress is not None:
@@ -106,12 +109,11 @@ def measure_suppression(
                 continue
             read += document.bytes
             tokens += len(document.student_ids)
-            student_RV = _rows(student, student_vocab, document.student_ids, document.student_rows)
+            student_RV = _rows(reader, document.student_ids, document.student_rows)
             teacher_RU = None
-            if teacher is not None:
-                teacher_RU = _rows(
-                    teacher, teacher_vocab, document.teacher_ids, document.teacher_rows
-                ).to(student_RV.device)
+            if other is not None:
+                teacher_RU = _rows(other, document.teacher_ids, document.teacher_rows)
+                teacher_RU = teacher_RU.to(student_RV.device)
             sums.add(student_RV, teacher_RU, document.next_ids)
     return sums.result(tokens=tokens, read=read, total=total_bytes, measured=teacher is not None)
 
@@ -150,13 +152,12 @@ def _prepare(student: Vocabulary, teacher: Vocabulary, text: str, limits: list[i
     )
 
 
-def _rows(model: Any, vocab: Vocabulary, ids: np.ndarray, rows: np.ndarray) -> Tensor:
-    import torch
+def _rows(reader: Reader, ids: np.ndarray, rows: np.ndarray) -> Tensor:
+    from xtoken.evaluation.scoring import row_index
+    from xtoken.losses.sources import read_rows
 
-    from xtoken.evaluation import scoring
-
-    logits_LV = scoring.run_model(model, vocab, [ids])[0]
-    return logits_LV[torch.from_numpy(rows).to(logits_LV.device), : len(vocab)]
+    source, length = reader.read([ids])
+    return read_rows(source, row_index(source, [rows], length), len(reader.vocab))
 
 
 class _Sums:

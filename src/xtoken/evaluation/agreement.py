@@ -24,6 +24,7 @@ from xtoken.evaluation.bpb import SORTED, BitsPerByte, Progress
 from xtoken.evaluation.windows import check_stride, chunk_windows
 from xtoken.losses import PKL, Chunks
 from xtoken.losses import agreement as chunk_agreement
+from xtoken.losses.sources import LogitSource, Source, read_rows
 from xtoken.projection import Projection
 
 if TYPE_CHECKING:
@@ -158,12 +159,13 @@ def compare(
     sums = _Sums()
     pairs = _pairs(student_vocab, teacher_vocab, texts, limits, strides, sums)
     with scoring.evaluating(student, teacher):
+        readers = scoring.Reader(student, student_vocab), scoring.Reader(teacher, teacher_vocab)
         while block := list(islice(pairs, max(SORTED, batch_size))):
             block.sort(key=lambda pair: -len(pair.student.ids))
             for begin in range(0, len(block), batch_size):
                 batch = block[begin : begin + batch_size]
-                student_rows = _run(student, student_vocab, [p.student for p in batch], sums, 0)
-                teacher_rows = _run(teacher, teacher_vocab, [p.teacher for p in batch], sums, 1)
+                student_rows = _run(readers[0], [p.student for p in batch], sums, 0)
+                teacher_rows = _run(readers[1], [p.teacher for p in batch], sums, 1)
                 _compare_rows(loss, student_rows, teacher_rows, sums)
                 size = sum(pair.bytes for pair in batch)
                 sums.scored_bytes += size
@@ -286,33 +288,35 @@ def _cut(
         yield _Pair(student, teacher, size, number)
 
 
-def _run(model: Any, vocab: Vocabulary, sides: Sequence[_Side], sums: _Sums, which: int) -> Tensor:
-    """Add a side's nats to the sums and return its logits at the chunks' starts: [C, rows]."""
-    logits_BLV = scoring.run_model(model, vocab, [side.ids for side in sides])
-    rows = []
-    for row, side in enumerate(sides):
-        index = torch.from_numpy(side.scored - 1).to(logits_BLV.device)
-        targets = torch.from_numpy(side.ids[side.scored]).to(logits_BLV.device)
-        nats = scoring.token_nats(logits_BLV[row].index_select(0, index), targets, len(vocab))
-        sums.nats[which] += float(nats.sum())
-        sums.tokens[which] += len(side.scored)
-        rows.append(
-            logits_BLV[row].index_select(0, torch.from_numpy(side.rows).to(logits_BLV.device))
-        )
-    return torch.cat(rows)
+def _run(
+    reader: scoring.Reader, sides: Sequence[_Side], sums: _Sums, which: int
+) -> tuple[Source, Tensor]:
+    """Add a side's nats to the sums and return its rows, and which stand at the chunks' starts."""
+    source, length = reader.read([side.ids for side in sides])
+    index_N = scoring.row_index(source, [side.scored - 1 for side in sides], length)
+    targets_N = torch.from_numpy(np.concatenate([side.ids[side.scored] for side in sides]))
+    nats_N = scoring.token_nats(source, index_N, targets_N, len(reader.vocab))
+    sums.nats[which] += float(nats_N.sum())
+    sums.tokens[which] += len(targets_N)
+    return source, scoring.row_index(source, [side.rows for side in sides], length)
 
 
-def _compare_rows(loss: PKL, student_CV: Tensor, teacher_CU: Tensor, sums: _Sums) -> None:
+def _compare_rows(
+    loss: PKL, student: tuple[Source, Tensor], teacher: tuple[Source, Tensor], sums: _Sums
+) -> None:
     """Add KL, hits and kept mass of rows that stand at the same chunks' starts."""
-    teacher_CU = teacher_CU.to(student_CV.device)
-    count = student_CV.shape[0]
-    index_C = torch.arange(count, device=student_CV.device)
-    one_C = torch.ones_like(index_C)
-    none_C = torch.full_like(index_C, -1)
-    chunks = Chunks(index_C, one_C, index_C, one_C, none_C, none_C)
-    result = loss(student_CV, teacher_CU, chunks)
-    hits, _ = chunk_agreement(student_CV, teacher_CU, chunks, loss.projector)
+    rows, start_C = student
+    other, teacher_start_C = teacher
+    if other.inputs[0].device != start_C.device:
+        # The loss runs where the student is, and an output head's weight doesn't travel.
+        moved = read_rows(other, teacher_start_C, loss.teacher_size).to(start_C.device)
+        other, teacher_start_C = LogitSource(moved), torch.arange(len(moved), device=moved.device)
+    one_C = torch.ones_like(start_C)
+    no_targets = [start_C.new_full((source.shape[0],), -1) for source in (rows, other)]
+    chunks = Chunks(start_C, one_C, teacher_start_C, one_C, *no_targets)
+    result = loss(rows, other, chunks)
+    hits, _ = chunk_agreement(rows, other, chunks, loss.projector)
     sums.kl += float(result.total)
     sums.hits += float(hits)
     sums.kept += float(result.metrics["kept_mass"][0])
-    sums.chunks += count
+    sums.chunks += len(chunks)

@@ -133,12 +133,13 @@ def bits_per_byte(
     seen: set[int] = set()
     classes: dict[str, list[float]] = {}
     with scoring.evaluating(model):
+        reader = scoring.Reader(model, vocab)
         while block := list(islice(pieces, max(SORTED, batch_size))):
             block.sort(key=lambda piece: -len(piece.ids))
             for begin in range(0, len(block), batch_size):
                 batch = block[begin : begin + batch_size]
                 scored_bytes = 0
-                for piece, values in zip(batch, _score(model, vocab, batch), strict=True):
+                for piece, values in zip(batch, _score(reader, batch), strict=True):
                     nats += float(values.sum())
                     tokens += len(values)
                     scored_bytes += int(piece.sizes.sum())
@@ -256,16 +257,13 @@ def _cut(
         )
 
 
-def _score(model: Any, vocab: Vocabulary, batch: Sequence[_Piece]) -> list[np.ndarray]:
+def _score(reader: scoring.Reader, batch: Sequence[_Piece]) -> list[np.ndarray]:
     """Return the nats of the scored tokens of each window: float64."""
-    logits_BLV = scoring.run_model(model, vocab, [piece.ids for piece in batch])
-    found = []
-    for row, piece in enumerate(batch):
-        index = torch.from_numpy(piece.scored - 1).to(logits_BLV.device)
-        targets = torch.from_numpy(piece.ids[piece.scored]).to(logits_BLV.device)
-        nats = scoring.token_nats(logits_BLV[row].index_select(0, index), targets, len(vocab))
-        found.append(nats.cpu().numpy())
-    return found
+    source, length = reader.read([piece.ids for piece in batch])
+    index_N = scoring.row_index(source, [piece.scored - 1 for piece in batch], length)
+    targets_N = torch.from_numpy(np.concatenate([piece.ids[piece.scored] for piece in batch]))
+    nats_N = scoring.token_nats(source, index_N, targets_N, len(reader.vocab)).cpu().numpy()
+    return np.split(nats_N, np.cumsum([len(piece.scored) for piece in batch])[:-1])
 
 
 def _add_classes(classes: dict[str, list[float]], piece: _Piece, nats: np.ndarray) -> None:

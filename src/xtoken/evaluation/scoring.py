@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from xtoken.encode import Encoding, encode_texts
 from xtoken.errors import EvaluationError
+from xtoken.losses.sources import LogitSource, Source, read_rows
+from xtoken.output_head import HeadUnreachableError, ModelHead
 
 if TYPE_CHECKING:
     from xtoken.vocab import Vocabulary
@@ -91,11 +93,47 @@ def new_bytes(encoding: Encoding) -> np.ndarray:
     return np.maximum(stop - np.maximum(start, reached), 0)
 
 
-def run_model(model: Any, vocab: Vocabulary, windows: Sequence[np.ndarray]) -> Tensor:
-    """Return logits [B, L, rows] of windows of ids, padded on the right.
+class Reader:
+    """Runs a model on windows of ids and gives rows of its logits.
 
-    Raises EvaluationError where the head has fewer rows than the vocabulary has ids.
+    Where logits are large and the output head can be reached they never exist as a whole.
+
+    Args:
+        model: a causal language model (anything called as transformers' are, with `.logits`).
+        vocab: its vocabulary.
     """
+
+    def __init__(self, model: Any, vocab: Vocabulary) -> None:
+        self.model, self.vocab = model, vocab
+        self._head: ModelHead | None = None
+        if hasattr(model, "get_output_embeddings"):
+            with suppress(HeadUnreachableError):
+                self._head = ModelHead(model)
+
+    def read(self, windows: Sequence[np.ndarray]) -> tuple[Source, int]:
+        """Return the rows of windows, padded on the right to L, and L: row b * L + t.
+
+        Raises EvaluationError where the head has fewer rows than the vocabulary has ids.
+        """
+        inputs = _inputs(self.model, self.vocab, windows)
+        source: Source | None = None
+        if self._head is not None and self._head.worthwhile(inputs["input_ids"]):
+            try:
+                source = self._head.run(lambda: self.model(**inputs, use_cache=False))
+            except HeadUnreachableError:  # found out only now: it is called more than once
+                self._head = None
+        if source is None:
+            source = LogitSource(self.model(**inputs, use_cache=False).logits.flatten(0, 1))
+        if source.shape[-1] < len(self.vocab):
+            raise EvaluationError(
+                f"The model gives {source.shape[-1]:,} logits a token, but the tokenizer "
+                f"{self.vocab.name} has {len(self.vocab):,} ids; give the model's own tokenizer."
+            )
+        return source, inputs["input_ids"].shape[1]
+
+
+def _inputs(model: Any, vocab: Vocabulary, windows: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """Return `input_ids` and `attention_mask`, [B, L] on the model's device."""
     longest = max(len(window) for window in windows)
     pad = vocab.role_id("pad")
     input_ids = np.full((len(windows), longest), 0 if pad is None else pad, dtype=np.int64)
@@ -104,33 +142,31 @@ def run_model(model: Any, vocab: Vocabulary, windows: Sequence[np.ndarray]) -> T
         input_ids[row, : len(window)] = window
         mask[row, : len(window)] = 1
     device = device_of(model)
-    logits_BLV = model(
-        input_ids=torch.from_numpy(input_ids).to(device),
-        attention_mask=torch.from_numpy(mask).to(device),
-        use_cache=False,
-    ).logits
-    if logits_BLV.shape[-1] < len(vocab):
-        raise EvaluationError(
-            f"The model gives {logits_BLV.shape[-1]:,} logits a token, but the tokenizer "
-            f"{vocab.name} has {len(vocab):,} ids; give the model's own tokenizer."
-        )
-    return logits_BLV
+    return {
+        "input_ids": torch.from_numpy(input_ids).to(device),
+        "attention_mask": torch.from_numpy(mask).to(device),
+    }
 
 
-def token_nats(logits_NV: Tensor, targets_N: Tensor, vocabulary_size: int) -> Tensor:
-    """Return -log softmax(logits)[target] over the real ids: float64[N].
+def row_index(source: Source, positions: Sequence[np.ndarray], length: int) -> Tensor:
+    """Return the flat rows of positions in each window: int64, where the source's rows are."""
+    rows = [position + number * length for number, position in enumerate(positions)]
+    return torch.from_numpy(np.concatenate(rows)).to(source.inputs[0].device)
+
+
+def token_nats(source: Source, index_N: Tensor, targets_N: Tensor, size: int) -> Tensor:
+    """Return -log softmax(logits of the row)[target] over the first `size` ids: float64[N].
 
     Raises EvaluationError where a value is not finite.
     """
     parts = []
-    for logits, targets in zip(
-        logits_NV.split(BLOCK_ROWS), targets_N.split(BLOCK_ROWS), strict=True
-    ):
-        logits = logits[:, :vocabulary_size]
+    targets_N = targets_N.to(index_N.device)
+    for index, targets in zip(index_N.split(BLOCK_ROWS), targets_N.split(BLOCK_ROWS), strict=True):
+        logits = read_rows(source, index, size)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         realised = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
         parts.append((logits.logsumexp(-1) - realised).double())
-    nats_N = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    nats_N = torch.cat(parts)
     if not bool(torch.isfinite(nats_N).all()):
         raise EvaluationError(
             "The model gives a token that stands in the text no probability, or NaN; its weights "

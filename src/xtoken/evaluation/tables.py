@@ -71,9 +71,14 @@ class EvaluationRow:
     def of(cls, metric: str, values: Mapping[str, float]) -> EvaluationRow:
         """Make a row of a known metric, with its label, direction and unit filled in.
 
-        `name/class` is a known metric on a part of the text, e.g. `bits_per_byte/numerals`.
+        `name/class` is a known metric on a part of the text, e.g. `bits_per_byte/numeral_3`; the
+        audit's classes are called by their titles.
         """
         base, _, part = metric.partition("/")
+        if part:
+            from xtoken.audit.classes import TITLES, title
+
+            part = title(part) if part in TITLES or part.startswith("letters_") else part
         label, better, unit = KNOWN_METRICS.get(base, (base.replace("_", " "), "neither", ""))
         return cls(metric, dict(values), f"{label}, {part}" if part else label, better, unit)
 
