@@ -94,13 +94,13 @@ def serve(make_ready: Callable[[], Callable[[], float | None]], device: str) -> 
     for line in sys.stdin:
         if line.strip() != "run":
             break
-        before = _reset_peak(device)
+        before = reset_peak(device)
         wall, cpu = time.perf_counter(), time.process_time()
         value = work()
         if device == "cuda":
             torch.cuda.synchronize()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        memory = _peak(device) - before
+        memory = peak_mib(device) - before
         print(
             json.dumps({"wall": wall, "cpu": cpu, "memory": memory, "value": value}),
             file=answers,
@@ -116,7 +116,7 @@ def _load_kernels(device: str) -> None:
     (x @ x).log_softmax(-1).sum().backward()
 
 
-def _reset_peak(device: str) -> float:
+def reset_peak(device: str) -> float:
     """Forget the peak so far; return MiB in use."""
     if device == "cuda":
         import torch
@@ -128,7 +128,7 @@ def _reset_peak(device: str) -> float:
     return _resident_mib("VmRSS")
 
 
-def _peak(device: str) -> float:
+def peak_mib(device: str) -> float:
     if device == "cuda":
         import torch
 

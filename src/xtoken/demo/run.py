@@ -71,15 +71,16 @@ def run_demo(
     verdict = _audit(start, teacher, texts[:50]).verdict
     say(f"The audit's verdict: loss.kind={verdict.loss}. {verdict.reason}")
     if pair.warm_up_steps:
-        start = _warm_up(pair, folder, start, teacher, texts[:WARM_UP_TEXTS], seed, say, progress)
+        start = warm_up(pair, folder, start, teacher, texts[:WARM_UP_TEXTS], seed, say, progress)
 
     say("Training on the next token alone (the baseline)")
     baseline = _train(
-        _config(pair, folder / "cross-entropy", start, teacher, train_file, seed, kd=0.0), progress
+        run_config(pair, folder / "cross-entropy", start, teacher, train_file, seed, kd=0.0),
+        progress,
     )
     say(f"Distilling with {pair.loss['kind']}")
     distilled = _train(
-        _config(pair, folder / "distilled", start, teacher, train_file, seed), progress
+        run_config(pair, folder / "distilled", start, teacher, train_file, seed), progress
     )
 
     say(f"Measuring on {len(held_out)} held-out passages")
@@ -95,7 +96,7 @@ def run_demo(
     return DemoResult(table, page, distilled, baseline, time.monotonic() - began)
 
 
-def _config(
+def run_config(
     pair: DemoPair,
     output_dir: Path,
     student: Path,
@@ -104,6 +105,7 @@ def _config(
     seed: int,
     **combine: float,
 ) -> RunConfig:
+    """Return the run file of one training of a pair; `combine` stands in for the pair's own."""
     return RunConfig.parse(
         {
             "student": {"model": str(student)},
@@ -135,7 +137,7 @@ def _train(config: RunConfig, progress: str) -> Path:
     return Path(config.output_dir)
 
 
-def _warm_up(
+def warm_up(
     pair: DemoPair,
     folder: Path,
     student: Path,
@@ -150,7 +152,7 @@ def _warm_up(
     # A passage has some 170 tokens; a few more than are needed, so that none is seen twice.
     needed = pair.warm_up_steps * pair.batch_size * WARM_UP_LENGTH // 170 + 100
     file = assets.write_text(folder / "warm-up.jsonl", texts[:needed])
-    config = _config(pair, folder / "start", student, teacher, file, seed, kd=0.0)
+    config = run_config(pair, folder / "start", student, teacher, file, seed, kd=0.0)
     data = config.to_dict()
     data["data"] |= {"max_length": WARM_UP_LENGTH, "packing": True}
     data["training"] |= {

@@ -1,0 +1,1 @@
+"""Every loss on two real pairs of models; see docs/real-pair.md."""
