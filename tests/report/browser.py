@@ -6,9 +6,11 @@ import base64
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
 )
+# Seconds for one answer; a browser that can't start in a container may well never answer.
+PATIENCE = 60.0
 
 
 def find_browser() -> str | None:
@@ -36,7 +40,7 @@ class Browser:
     """One tab. `errors` collects console errors, exceptions and requests that leave the file."""
 
     def __init__(self, executable: str) -> None:
-        self._profile = tempfile.TemporaryDirectory(prefix="xtoken-chromium-")
+        self._profile = tempfile.mkdtemp(prefix="xtoken-chromium-")
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
 
@@ -44,7 +48,7 @@ class Browser:
         # neither end stands where the other one has to go.
         high = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_read, to_write)]
         self._process = subprocess.Popen(
-            [executable, *FLAGS, f"--user-data-dir={self._profile.name}"],
+            [executable, *FLAGS, f"--user-data-dir={self._profile}"],
             pass_fds=(3, 4),
             preexec_fn=lambda: [
                 os.dup2(end, place) for end, place in zip(high, (3, 4), strict=True)
@@ -59,11 +63,18 @@ class Browser:
         self._next = 0
         self._events: list[dict[str, Any]] = []
         self.errors: list[str] = []
-        target = self._send("Target.createTarget", {"url": "about:blank"})["targetId"]
-        attached = self._send("Target.attachToTarget", {"targetId": target, "flatten": True})
-        self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
+        try:
+            target = self._send("Target.createTarget", {"url": "about:blank"})["targetId"]
+            attached = self._send("Target.attachToTarget", {"targetId": target, "flatten": True})
+            self._session = attached["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.call(f"{domain}.enable")
+        except (OSError, RuntimeError) as error:
+            self._end()
+            raise RuntimeError(
+                f"{executable} is here but could not be driven ({error}); it ended with code "
+                f"{self._process.returncode}. Mend it, or take it away to skip these tests."
+            ) from error
 
     def __enter__(self) -> Browser:
         return self
@@ -71,12 +82,19 @@ class Browser:
     def __exit__(self, *_: object) -> None:
         try:
             self._send("Browser.close", {})
-        except (OSError, RuntimeError):
+            self._process.wait(timeout=20)
+        except (OSError, RuntimeError, subprocess.TimeoutExpired):
+            pass
+        self._end()
+
+    def _end(self) -> None:
+        if self._process.poll() is None:
             self._process.kill()
         self._process.wait(timeout=20)
         os.close(self._write)
         os.close(self._read)
-        self._profile.cleanup()
+        # Helpers of a killed browser may still write there.
+        shutil.rmtree(self._profile, ignore_errors=True)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         return self._send(method, params, self._session)
@@ -95,7 +113,10 @@ class Browser:
                 return answer["result"]
 
     def _receive(self) -> dict[str, Any]:
+        until = time.monotonic() + PATIENCE
         while b"\0" not in self._buffer:
+            if not select.select([self._read], [], [], max(until - time.monotonic(), 0))[0]:
+                raise RuntimeError(f"the browser has not answered in {PATIENCE:.0f} s")
             data = os.read(self._read, 1 << 20)
             if not data:
                 raise RuntimeError("the browser has gone")

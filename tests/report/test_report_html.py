@@ -6,12 +6,15 @@ from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import Browser, find_browser
 from synthetic_runs import audit_dict, make_run
 
+from cli_calls import ok
 from xtoken.errors import UsageError, XTokenError
+from xtoken.evaluation.files import write_whole
 from xtoken.report import (
     Block,
     alignment_page,
@@ -24,6 +27,7 @@ from xtoken.report import (
 from xtoken.report.plots import Chart, Curve, line_chart
 from xtoken.report.run_data import Series
 
+PAGES = ("one", "several", "audit", "alignment", "evaluated", "audit-verb", "align-verb")
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 SHAPES = {"line", "path", "circle", "rect"}
 
@@ -64,9 +68,51 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.attributes if name == tag]
 
 
+# Right-to-left letters, joined emoji, tabs, a long word and a second line.
+HARD_TEXT = (
+    "In 1984 there were 201 people.\n\tمرحبا بالعالم 👩‍👩‍👧 שלום 狐狸 "
+    + "supercalifragilistic" * 12
+    + " 3.14159"
+)
+
+
+def lm_eval_results(shift: float) -> dict[str, Any]:
+    """Results of three tasks as lm-evaluation-harness writes them."""
+    tasks: dict[str, Any] = {
+        "piqa": {"acc,none": 0.62 + shift, "acc_stderr,none": 0.011, "alias": "piqa"},
+        "gsm8k": {"exact_match,strict-match": shift, "exact_match_stderr,strict-match": 0.002},
+        "lambada_openai": {"perplexity,none": 41.5 - 90 * shift, "perplexity_stderr,none": 1.6},
+    }
+    return {
+        "results": tasks,
+        "higher_is_better": {
+            "piqa": {"acc": True},
+            "gsm8k": {"exact_match": True},
+            "lambada_openai": {"perplexity": False},
+        },
+        "n-samples": {task: {"original": 1838, "effective": 200} for task in tasks},
+    }
+
+
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(
+    tmp_path_factory: pytest.TempPathFactory, tiny_pair: tuple[Path, Path], tiny_text: list[str]
+) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pages")
+    student, teacher = tiny_pair
+    text = root / "text.txt"
+    text.write_text("\n".join([*tiny_text, HARD_TEXT]), encoding="utf-8")
+
+    # A run that `xtoken eval` measured: text by class, and tasks.
+    evaluated = make_run(root / "runs", name="evaluated", steps=60)
+    for name, shift in (("before", 0.0), ("after", 0.1), ("teacher", 0.2)):
+        write_whole(evaluated / "lm_eval" / f"{name}.json", json.dumps(lm_eval_results(shift)))
+    models = ("--before", teacher, "--teacher", teacher, "--output", evaluated)
+    ok("eval", student, *models, "--text", text, "--by-class")
+    verbs = {name: root / f"{name}.html" for name in ("audit-verb", "align-verb")}
+    measured = ("--text", text, "--student-model", student, "--html", verbs["audit-verb"])
+    ok("audit", student, teacher, *measured)
+    ok("align", student, teacher, HARD_TEXT, "--html", verbs["align-verb"])
     one = make_run(root / "runs", name="one", steps=120)
     two = make_run(root / "runs", name="two", steps=90, loss="gold", seed=4, after=1.71)
     return {
@@ -83,10 +129,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             ),
             root / "alignment.html",
         ),
+        "evaluated": write_html(evaluated, root / "evaluated.html"),
+        **verbs,
     }
 
 
-@pytest.mark.parametrize("name", ["one", "several", "audit", "alignment"])
+@pytest.mark.parametrize("name", PAGES)
 def test_page_is_whole_and_loads_nothing(pages: dict[str, Path], name: str) -> None:
     text = pages[name].read_text(encoding="utf-8")
     page = Page(text)
@@ -149,6 +197,21 @@ def test_several_runs_are_compared(pages: dict[str, Path]) -> None:
     # Equal columns once, different ones for each run.
     assert text.count('<th scope="col">before</th>') == 2
     assert '<th scope="col">one, after</th><th scope="col">two, after</th>' in text
+
+
+def test_evaluation_shows_tasks_and_classes(pages: dict[str, Path]) -> None:
+    text = pages["evaluated"].read_text(encoding="utf-8")
+    section = re.search(r'<section id="evaluation".*?</section>', text, re.DOTALL).group(0)
+    rows = [
+        [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
+        for row in re.findall(r"<tr>.*?</tr>", section)
+    ]
+    assert ["piqa acc", "62.0 %", "72.0 %", "82.0 %", "+10.0 points"] in rows
+    assert ["lambada_openai perplexity", "41.500", "32.500", "23.500", "−21.7 %"] in rows
+    assert "piqa: 200 of 1,838 examples." in section
+    classes = [row[0] for row in rows if row[0].startswith("bits per byte, ")]
+    assert [f"bits per byte, {n}-digit numerals (ASCII)" for n in (1, 2, 3)] == classes[3:6]
+    assert "bits per byte, letters: Arabic" in classes
 
 
 def test_text_from_outside_is_escaped(tmp_path: Path) -> None:
@@ -251,6 +314,19 @@ CURVES = """[...document.querySelectorAll('figure.chart')].map((f) => {
 })"""
 
 
+# What a person has to see on the pages of the verbs: text that is drawn and not folded away.
+DRAWN = {
+    "evaluated": ("piqa acc", "72.0 %", "Standard errors", "3-digit numerals (ASCII)"),
+    "audit-verb": (
+        "P-KL",
+        "3-digit numerals",
+        "What a strict partition would suppress",
+        "Special tokens by role",
+    ),
+    "align-verb": ("198", "<D9>", "⏎", "100.0 % of bytes aligned"),
+}
+
+
 @pytest.fixture(scope="module")
 def browser():
     executable = find_browser()
@@ -264,7 +340,7 @@ def browser():
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["one", "several", "audit", "alignment"])
+@pytest.mark.parametrize("name", PAGES)
 def test_drawn_in_a_browser(
     browser: Browser, pages: dict[str, Path], name: str, width: int, theme: str
 ) -> None:
@@ -274,13 +350,15 @@ def test_drawn_in_a_browser(
     assert browser.evaluate(OVERFLOWING) == []
     assert browser.evaluate(CLIPPED_TEXT) == []
     curves = browser.evaluate(CURVES)
-    assert len(curves) == (0 if name in ("audit", "alignment") else 14)
+    assert len(curves) == (0 if name.startswith("a") else 14)
     for key, wide, high, lines, length, coloured in curves:
         assert wide > 250, key
         assert high > 130, key
         assert lines >= 1, key
         assert length > 100, key
         assert coloured, key
+    for text in DRAWN.get(name, ()):
+        assert text in browser.evaluate("document.querySelector('main').innerText"), text
     background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
     light = sum(map(int, re.findall(r"\d+", background)[:3])) > 380
     assert light == (theme == "light")

@@ -149,6 +149,7 @@ class Measuring:
         ]
 
     def _table(self, name: str, teacher: str | None, *, with_bits: bool) -> EvaluationTable:
+        from xtoken.audit.classes import sorted_keys
         from xtoken.evaluation import EvaluationTable
 
         columns: dict[str, dict[str, float]] = {}
@@ -162,8 +163,9 @@ class Measuring:
             values.setdefault("bits_per_byte", measured["bits_per_byte"])
             if teacher is None:
                 values |= {metric: measured[metric] for metric in ("bytes", "tokens")}
-            for key, part in measured.get("by_class", {}).items():
-                values[f"bits_per_byte/{key}"] = part["bits_per_byte"]
+            classes = measured.get("by_class", {})
+            for key in sorted_keys({key: part["bytes"] for key, part in classes.items()}):
+                values[f"bits_per_byte/{key}"] = classes[key]["bits_per_byte"]
         note = "each token but a text's first; both models on the same bytes" if teacher else ""
         return EvaluationTable.from_columns(name, columns, note)
 
