@@ -1,4 +1,4 @@
-"""What the documentation's generator runs: the command line's reference, from the code itself."""
+"""What the documentation's generator runs: the command line's reference, and formulas as MathML."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 
 import click
 import typer
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 MARK = "<!-- every verb -->"
 RESULTS = "benchmarks/results/"
 PLOTS = "plots/"
+# TeX as GitHub reads it: a fence of its own, or inside a line with backticks.
+FORMULA = re.compile(r"^```math\n(.*?)^```$|\$`([^`]+)`\$", re.DOTALL | re.MULTILINE)
 
 
 def on_files(files: Any, *, config: Any) -> Any:
@@ -24,9 +27,19 @@ def on_files(files: Any, *, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """Put the reference in place of its mark, and plots where the site has them."""
+    """Put the reference in place of its mark, plots where the site has them, and MathML for TeX."""
+    markdown = FORMULA.sub(_mathml, markdown)
     markdown = markdown.replace(f"](../{RESULTS}", f"]({PLOTS}")
     return markdown.replace(MARK, cli_reference()) if MARK in markdown else markdown
+
+
+def _mathml(found: re.Match[str]) -> str:
+    block, inline = found.groups()
+    if inline:
+        # The span keeps Markdown from taking it for a block at a line's start.
+        return f'<span class="math">{convert(inline)}</span>'
+    drawn = convert(" ".join(block.split()), display="block")
+    return f'<div class="math">{drawn}</div>'
 
 
 def cli_reference() -> str:

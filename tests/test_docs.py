@@ -143,6 +143,13 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_a_network(tmp_
     assert "--student-model" in cli
     api = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
     assert "sum_v W[v, u]" in api, "docstrings are rendered"
+    method = (tmp_path / "site" / "method" / "index.html").read_text(encoding="utf-8")
+    source = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    formulas = source.count("```math") + source.count("$`")
+    assert formulas > 20
+    assert method.count("<math ") == method.count("</math>") == formulas
+    assert "<munder><mo>&#x02211;</mo>" in method, "the sum of P-KL"
+    assert "\\sum" not in method, "TeX that was not read"
     for page in (tmp_path / "site").rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:)?//[^"]*"', text)
