@@ -86,25 +86,39 @@ class Read:
 
 
 class Seconds(TrainerCallback):
-    """Wall seconds of the steps after the first, which makes everything ready.
+    """Seconds of the steps after the first, which makes everything ready: wall, and of all threads.
+
+    What else the machine does adds to the first, hardly to the second.
 
     Where figures are logged, they are measured too: those steps count only if all are logged.
     """
 
     def __init__(self, logged: int) -> None:
         self.logged = logged
-        self.plain: list[float] = []
-        self.began = 0.0
+        self.plain: list[tuple[float, float]] = []
+        self.began = (0.0, 0.0)
+
+    @staticmethod
+    def now() -> tuple[float, float]:
+        """Return both clocks."""
+        return time.monotonic(), time.process_time()
+
+    def median(self, clock: int) -> float | None:
+        """Return a step's median seconds by one of the clocks, None where no step counted."""
+        if not self.plain:
+            return None
+        return round(statistics.median(both[clock] for both in self.plain), 3)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the time."""
-        self.began = time.monotonic()
+        self.began = self.now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep a step's seconds."""
         step = state.global_step
         if step > 1 and (self.logged == 1 or step % self.logged):
-            self.plain.append(time.monotonic() - self.began)
+            wall, cpu = self.now()
+            self.plain.append((wall - self.began[0], cpu - self.began[1]))
 
 
 def config_of(ready: Ready, row: Row, seed: int, folder: Path, place: Place) -> RunConfig:
@@ -183,7 +197,8 @@ def _train(
         "seconds": {
             "preparing": round(started - began, 1),
             "training": round(ended - started, 1),
-            "a_step": round(statistics.median(seconds.plain), 3) if seconds.plain else None,
+            "a_step": seconds.median(0),
+            "a_step_cpu": seconds.median(1),
         },
         "peak_memory_mib": round(peak_mib(place.device)),
     }
