@@ -106,6 +106,57 @@ def test_run_files_parse(page: str, body: str) -> None:
     assert RunConfig.parse(yaml.safe_load(body)).teachers
 
 
+def overrides(text: str) -> list[list[str]]:
+    """Return the settings that a page names together: in a command, or as inline code.
+
+    `a.b: value` in a sentence stands for `a.b=value`.
+    """
+    commands = [line.split("#")[0] for line in text.splitlines() if "xtoken train " in line]
+    named = [line.split() for line in commands]
+    for code in re.findall(r"`([^`\n]+)`", re.sub(PAIR, "", text)):
+        key = re.match(r"([a-z_]+(?:\.\w+)+): (?=\S)", code)
+        named.append([f"{key[1]}={code[key.end() :]}"] if key else code.split())
+    setting = re.compile(r"[a-z_]+(?:\.\w+)*=\S.*")
+    found = [[word for word in words if setting.fullmatch(word)] for words in named]
+    return [group for group in found if group]
+
+
+def refused(named: list[list[str]]) -> list[list[str]]:
+    """Return the settings that the run file of the example doesn't take."""
+    from xtoken.config import load_run
+    from xtoken.errors import ConfigError
+
+    found = []
+    for group in named:
+        try:
+            load_run(ROOT / "configs" / "example.yaml", group)
+        except ConfigError:
+            found.append(group)
+    return found
+
+
+@pytest.mark.parametrize("page", [*DOCS, ROOT / "README.md"], ids=lambda page: page.name)
+def test_settings_that_pages_name_exist(page: Path) -> None:
+    assert refused(overrides(page.read_text(encoding="utf-8"))) == []
+
+
+def test_settings_that_do_not_exist_are_found() -> None:
+    text = (
+        "Try `combine.kd=0`, `loss.kid=gold` or `projection.reversed: true`:\n```sh\n"
+        "xtoken train configs/example.yaml loss.kind=h_kl training.max_steps=5  # a=b\n"
+        "xtoken train configs/example.yaml loss.kind=h_kl training.lerning_rate=2e-5\n"
+        "xtoken train configs/example.yaml loss.kind=hkl --dry-run\n```\n"
+    )
+    named = overrides(text)
+    assert len(named) == 6
+    assert [group[-1] for group in refused(named)] == [
+        "training.lerning_rate=2e-5",
+        "loss.kind=hkl",
+        "loss.kid=gold",
+        "projection.reversed=true",
+    ]
+
+
 def test_commands_name_verbs_and_options_that_exist() -> None:
     import typer
 
