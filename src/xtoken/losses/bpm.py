@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xtoken.errors import LossError
 from xtoken.losses.base import Direction, LossResult
-from xtoken.losses.columns import PickColumns, places
+from xtoken.losses.columns import PickColumns, pick, places
 from xtoken.losses.divergence import divergence
 from xtoken.losses.events import divergence_terms, rest_log_mass
 from xtoken.losses.loss import Loss
@@ -129,7 +129,7 @@ class BPM(Loss):
         with torch.no_grad():
             teacher_CU = teacher.logp_RV
             teacher_parts = self.projector.log_project(teacher_CU)
-            teacher_rest_C = rest_log_mass(teacher_CU.index_select(1, self.rest_teacher_X))
+            teacher_rest_C = rest_log_mass(pick(teacher_CU, self.rest_teacher_X))
         *student_parts, rest_CX = PickColumns.apply(
             student.logp_RV,
             self.student_place_V,

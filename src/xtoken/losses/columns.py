@@ -23,6 +23,17 @@ def floor_of(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).tiny * 1e8
 
 
+def pick(x_NV: Tensor, column_P: Tensor) -> Tensor:
+    """Return x[:, column]: [N, P], columns in any order and number.
+
+    On a CPU `index_select` along the last dimension goes through the block a column at a time,
+    in one thread; `gather` goes row by row, in several.
+    """
+    if x_NV.device.type == "cpu":
+        return x_NV.gather(1, column_P.expand(x_NV.shape[0], -1))
+    return x_NV.index_select(1, column_P)
+
+
 def places(size: int, parts: list[np.ndarray]) -> np.ndarray:
     """Return where each of `size` columns is in the parts laid side by side; absent: at the end."""
     place = np.full(size, sum(len(part) for part in parts), dtype=np.int64)
@@ -40,7 +51,7 @@ class PickColumns(torch.autograd.Function):
     def forward(ctx: Any, x_NV: Tensor, place_V: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
         """Pick the columns."""
         ctx.save_for_backward(place_V, *parts)
-        return tuple(x_NV.index_select(1, part) for part in parts)
+        return tuple(pick(x_NV, part) for part in parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -48,7 +59,7 @@ class PickColumns(torch.autograd.Function):
         place_V, *parts = ctx.saved_tensors
         zero_N1 = gradients[0].new_zeros(gradients[0].shape[0], 1)
         side_by_side = torch.cat([*gradients, zero_N1], dim=1)
-        return side_by_side.index_select(1, place_V), None, *[None] * len(parts)
+        return pick(side_by_side, place_V), None, *[None] * len(parts)
 
 
 def bag_sum(

@@ -11,7 +11,7 @@ from torch import Tensor
 from xtoken.errors import LossError
 from xtoken.losses.base import Direction, LossResult, Pooling
 from xtoken.losses.checks import check_top_k, check_weight
-from xtoken.losses.columns import PickColumns, places
+from xtoken.losses.columns import PickColumns, pick, places
 from xtoken.losses.divergence import divergence
 from xtoken.losses.loss import Loss
 from xtoken.losses.pooling import POOLINGS, Rows, pool_log_probs
@@ -81,8 +81,8 @@ class PartitionLoss(Loss):
         """See `Loss.block`."""
         with torch.no_grad():
             teacher_CU = pool_log_probs(teacher.logp_RV, teacher, self.pooling)
-            teacher_common = teacher_CU.index_select(1, self.common_teacher_X)
-            teacher_rest = teacher_CU.index_select(1, self.rest_teacher_X).exp()
+            teacher_common = pick(teacher_CU, self.common_teacher_X)
+            teacher_rest = pick(teacher_CU, self.rest_teacher_X).exp()
         student_common, student_rest = PickColumns.apply(
             pool_log_probs(student.logp_RV, student, self.pooling),
             self.student_place_V,

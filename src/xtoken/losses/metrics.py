@@ -7,6 +7,7 @@ from torch import Tensor
 
 from xtoken.losses.base import Chunks
 from xtoken.losses.checks import check_chunks, check_logits
+from xtoken.losses.columns import pick
 from xtoken.losses.pooling import MASKED
 from xtoken.losses.projector import Projector
 from xtoken.losses.sources import Source, as_source, read_rows
@@ -42,7 +43,7 @@ def agreement(
             _probs(student, chunks.student_start_C[part], projector, "student")
         )
         p_CU = _probs(teacher, chunks.teacher_start_C[part], projector, "teacher")
-        p_CR = p_CU.index_select(1, projector.reached_R)
+        p_CR = pick(p_CU, projector.reached_R)
         hits += (q_CR.argmax(-1) == p_CR.argmax(-1)).sum()
     return hits, hits.new_tensor(float(len(chunks)))
 
@@ -61,7 +62,7 @@ def kept_mass(
     for begin in range(0, len(chunks), BLOCK_ROWS):
         start_C = chunks.teacher_start_C[begin : begin + BLOCK_ROWS]
         p_CU = _probs(teacher, start_C, projector, "teacher")
-        total += p_CU.index_select(1, projector.reached_R).sum().to(total.dtype)
+        total += pick(p_CU, projector.reached_R).sum().to(total.dtype)
     return total, total.new_tensor(float(len(chunks)))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from xtoken.errors import LossError
 from xtoken.losses.base import Direction, LossResult, Pooling, Support
 from xtoken.losses.checks import check_choice, check_top_k
-from xtoken.losses.columns import floor_of
+from xtoken.losses.columns import floor_of, pick
 from xtoken.losses.divergence import divergence
 from xtoken.losses.learned import LearnedWeights
 from xtoken.losses.loss import Loss
@@ -221,7 +221,7 @@ class PKL(Loss):
         read_RU = rows.first(logp_RU) if self.pooling != "mean" else logp_RU
         if self.support in ("reached", "topk_batch"):
             reached = self.projector.reached_R
-            kept = read_RU.index_select(1, reached if columns is None else reached[columns])
+            kept = pick(read_RU, reached if columns is None else reached[columns])
             parts = [kept.log_softmax(-1)]
             kept = kept.exp().sum(-1)
         else:
@@ -231,7 +231,7 @@ class PKL(Loss):
             *parts, folded_R = self.projector.log_fold(foldable_RU)
             kept = (1.0 - folded_R) * share_R
             if self.support == "topk_rest":
-                kept = read_RU.index_select(1, self.projector.reached_R).exp()
+                kept = pick(read_RU, self.projector.reached_R).exp()
             if self.support == "topk_rest" or self.pooling != "first":
                 parts = [torch.cat(parts, dim=1)]
         if self.pooling == "mean":
@@ -246,7 +246,7 @@ class PKL(Loss):
         if unfolded_X.numel() == 0:
             return logits_RU, 1.0
         masked_RU = logits_RU.index_fill(1, unfolded_X, MASKED)
-        unfolded_R = logits_RU.index_select(1, unfolded_X).logsumexp(-1)
+        unfolded_R = pick(logits_RU, unfolded_X).logsumexp(-1)
         return masked_RU, torch.sigmoid(masked_RU.logsumexp(-1) - unfolded_R)
 
     def _listed(self, rows: Rows) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xtoken.losses.columns import bag_sum, floor_of
+from xtoken.losses.columns import bag_sum, floor_of, pick
 from xtoken.losses.pooling import MASKED
 from xtoken.losses.projector import Projector
 
@@ -38,7 +38,7 @@ class LeftOut:
         """Return log sum exp of what doesn't count: [N], `MASKED` where that is nothing."""
         lost_N = logits_NV.new_full((logits_NV.shape[0],), MASKED)
         if self.columns_X.numel():
-            lost_N = logits_NV.index_select(1, self.columns_X).logsumexp(-1)
+            lost_N = pick(logits_NV, self.columns_X).logsumexp(-1)
         picked = logits_NV[self.row, self.token]
         top_N = lost_N.scatter_reduce(0, self.row, picked, "amax")
         sum_N = (lost_N - top_N).exp().index_add(0, self.row, (picked - top_N[self.row]).exp())
@@ -53,9 +53,9 @@ class ProjectedKL(torch.autograd.Function):
         d KL / d logit[v] = p[v] - sum_u W[v, u] p[v] m[u] / q[u]
 
     where a plain column gives m[u] itself, without any division. The value and this gradient
-    come from two softmaxes, four gathers and three sums over small groups; nothing is kept but
-    the gradient. The formula is the reference's; the pieces are `Projector.log_project` and
-    `log_fold`, written out.
+    come from two softmaxes, one gather of the teacher's row and four sums over small groups;
+    nothing is kept but the gradient. The formula is the reference's; the pieces are
+    `Projector.log_project` and `log_fold`, written out.
 
     Args of `apply`:
         student_NV, teacher_NU: logits in which masked ids hold `MASKED`.
@@ -86,21 +86,26 @@ class ProjectedKL(torch.autograd.Function):
             student_NV = student_out.mask(student_NV)
         if teacher_out is not None:
             teacher_NU = teacher_out.mask(teacher_NU)
-        p_NV, m_NU = student_NV.softmax(-1), teacher_NU.softmax(-1)
-        m_NP = m_NU.index_select(1, projector.plain_teacher_P)
-        difference_NP = teacher_NU.index_select(1, projector.plain_teacher_P)
-        difference_NP -= student_NV.index_select(1, projector.plain_student_P)
-        student_sum_N, teacher_sum_N = _log_sum(student_NV, p_NV), _log_sum(teacher_NU, m_NU)
-        difference_NP -= (teacher_sum_N - student_sum_N).unsqueeze(1)
-        total_N = difference_NP.mul_(m_NP).sum(-1)
+        p_NV = student_NV.softmax(-1)
+        # The teacher's row beside the student's: [:, :V] plain columns, the rest to be added up.
+        size = p_NV.shape[1]
+        teacher_NW = pick(teacher_NU, projector.aligned_W)
+        if projector.unaligned_X.numel():
+            teacher_NW.index_fill_(1, projector.unaligned_X, MASKED)
+        m_NW = teacher_NW.softmax(-1)
+        m_NV = m_NW[:, :size]
+        student_sum_N, teacher_sum_N = _log_sum(student_NV, p_NV), _log_sum(teacher_NW, m_NW)
+        difference_NV = teacher_NW[:, :size].sub_(student_NV)
+        difference_NV -= (teacher_sum_N - student_sum_N).unsqueeze(1)
+        total_N = difference_NV.mul_(m_NV).sum(-1)
 
-        table_XN = p_NV.index_select(1, projector.mixed_student_X).t().contiguous()
+        table_XN = pick(p_NV, projector.mixed_student_X).t().contiguous()
         q_YN = bag_sum(
             table_XN, projector.entry_student_E, projector.entry_offset_Y, projector.entry_weight_E
         ).clamp_min_(floor)
-        source_ZN = m_NU.index_select(1, projector.fold_source_Z).t().contiguous()
+        source_ZN = m_NW[:, size:].t().contiguous()
         m_YN = bag_sum(source_ZN, projector.fold_entry_Z, projector.fold_offset_Y)
-        own_NY = m_NU.index_select(1, projector.mixed_teacher_Y)
+        own_NY = pick(m_NW, projector.own_W)
         kept_N = 1.0 - (m_YN.sum(0) - own_NY.sum(1)).clamp_min(0.0)
         ratio_YN = m_YN / q_YN
         total_N += (m_YN * ratio_YN.clamp_min(floor).log()).sum(0)
@@ -109,9 +114,9 @@ class ProjectedKL(torch.autograd.Function):
             back_XN = bag_sum(
                 ratio_YN, projector.back_column_E, projector.back_offset_X, projector.back_weight_E
             ).mul_(table_XN)
-            zero_N1 = p_NV.new_zeros(p_NV.shape[0], 1)
-            pull_NX = torch.cat([m_NP, back_XN.t(), zero_N1], dim=1)
-            gradient_NV = p_NV.sub_(pull_NX.index_select(1, projector.student_place_V))
+            gradient_NV = p_NV.sub_(m_NV)
+            place_NX = projector.mixed_student_X.expand(p_NV.shape[0], -1)
+            gradient_NV.scatter_(1, place_NX, table_XN.sub_(back_XN).t())
             if student_out is not None and student_out.row.numel():
                 gradient_NV[student_out.row, student_out.token] = 0.0
             ctx.save_for_backward(gradient_NV)
@@ -123,7 +128,10 @@ class ProjectedKL(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradient that the forward pass found, in place: for one backward pass."""
         (gradient_NV,) = ctx.saved_tensors
-        gradient_NV.mul_(gradients[0].unsqueeze(1))
+        # A look at a number of the CPU's costs less than a pass over the gradient.
+        one = gradient_NV.device.type == "cpu" and bool((gradients[0] == 1.0).all())
+        if not one:
+            gradient_NV.mul_(gradients[0].unsqueeze(1))
         if ctx.picks is not None and ctx.picks[0].numel():
             gradient_NV.index_put_(ctx.picks, gradients[4], accumulate=True)
         return gradient_NV, None, None, None, None, None

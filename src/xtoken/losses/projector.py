@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xtoken.losses.columns import LogBagSum, PickColumns, bag_sum, floor_of, places
+from xtoken.losses.columns import LogBagSum, PickColumns, bag_sum, floor_of, pick, places
 
 if TYPE_CHECKING:
     from xtoken.projection import Projection
@@ -31,6 +31,12 @@ class Projector(nn.Module):
         entry_student_E (int32, a place in mixed_student_X), entry_weight_E (float32),
             entry_slot_E: W's entries in mixed columns, column by column from
             entry_offset_Y (int32).
+        aligned_W: for each student id its plain teacher id, or any masked one; then
+            fold_source_Z. One gather lays the teacher's row out so that it stands beside the
+            student's, with what mixed columns add up behind it.
+        unaligned_X: the student ids in no plain column, where no teacher id is masked: what
+            aligned_W has for these is to be overwritten.
+        own_W: the places in aligned_W of the mixed columns' own ids.
         fold_source_Z: the teacher ids whose mass support `full` adds up in each mixed column,
             column by column from fold_offset_Y (int32).
         column_U: the column that a teacher id's mass goes to under support `full`, -1: none.
@@ -52,6 +58,9 @@ class Projector(nn.Module):
     back_offset_X: Tensor
     back_order_E: Tensor
     back_weight_E: Tensor
+    aligned_W: Tensor
+    unaligned_X: Tensor
+    own_W: Tensor
     fold_source_Z: Tensor
     fold_entry_Z: Tensor
     fold_offset_Y: Tensor
@@ -96,6 +105,13 @@ class Projector(nn.Module):
         fold_bag = place_of_column[fold[fold_source]]
         fold_source, fold_bag = fold_source[fold_bag >= 0], fold_bag[fold_bag >= 0]
         order = np.argsort(fold_bag, kind="stable")
+        fold_source, fold_bag = fold_source[order], fold_bag[order]
+        nothing = np.flatnonzero(teacher_masked)[:1]
+        aligned = np.full(V, nothing[0] if len(nothing) else 0, dtype=np.int64)
+        aligned[plain_student] = plain_teacher
+        unaligned = np.full(V, not len(nothing))
+        unaligned[plain_student] = False
+        own = fold[fold_source] == fold_source
 
         Y, X = len(mixed_teacher), len(mixed_student)
         self._keep("reached_R", np.concatenate([plain_teacher, mixed_teacher]))
@@ -113,9 +129,12 @@ class Projector(nn.Module):
         self._keep("back_offset_X", _offsets(source[back], X), np.int32)
         self._keep("back_order_E", back)
         self._keep("back_weight_E", weight[back], np.float32)
-        self._keep("fold_source_Z", fold_source[order])
+        self._keep("aligned_W", np.concatenate([aligned, fold_source]))
+        self._keep("unaligned_X", np.flatnonzero(unaligned))
+        self._keep("own_W", V + np.flatnonzero(own))
+        self._keep("fold_source_Z", fold_source)
         self._keep("fold_entry_Z", np.arange(len(fold_source)), np.int32)
-        self._keep("fold_offset_Y", _offsets(fold_bag[order], Y), np.int32)
+        self._keep("fold_offset_Y", _offsets(fold_bag, Y), np.int32)
         place_of_column[plain_teacher] = np.arange(len(plain_teacher))
         place_of_column[mixed_teacher] += len(plain_teacher)
         self._keep("column_U", np.where(fold >= 0, place_of_column[np.maximum(fold, 0)], -1))
@@ -159,18 +178,18 @@ class Projector(nn.Module):
         [N, P] and [N, Y], and the mass that was folded: [N]; no gradient. Ids that fold nowhere
         are left out, nothing is divided.
         """
-        table_ZN = logp_NU.index_select(1, self.fold_source_Z).t().exp().contiguous()
+        table_ZN = pick(logp_NU, self.fold_source_Z).t().exp().contiguous()
         sum_YN = bag_sum(table_ZN, self.fold_entry_Z, self.fold_offset_Y)
-        own_NY = logp_NU.index_select(1, self.mixed_teacher_Y).exp()
+        own_NY = pick(logp_NU, self.mixed_teacher_Y).exp()
         folded_N = (sum_YN.sum(0) - own_NY.sum(1)).clamp_min(0.0)
         mixed_NY = sum_YN.clamp_min_(floor_of(logp_NU.dtype)).log().t().contiguous()
-        return logp_NU.index_select(1, self.plain_teacher_P), mixed_NY, folded_N
+        return pick(logp_NU, self.plain_teacher_P), mixed_NY, folded_N
 
     def project(self, p_NV: Tensor) -> Tensor:
         """Return q = W^T p on the columns, no gradient: [N, R]."""
-        table_XN = p_NV.index_select(1, self.mixed_student_X).t().contiguous()
+        table_XN = pick(p_NV, self.mixed_student_X).t().contiguous()
         mixed_YN = bag_sum(table_XN, self.entry_student_E, self.entry_offset_Y, self.entry_weight_E)
-        return torch.cat([p_NV.index_select(1, self.plain_student_P), mixed_YN.t()], dim=1)
+        return torch.cat([pick(p_NV, self.plain_student_P), mixed_YN.t()], dim=1)
 
 
 def _offsets(sorted_bag: np.ndarray, bags: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xtoken.errors import LossError
 from xtoken.losses.base import Chunks, Direction, LossResult
-from xtoken.losses.columns import PickColumns, places
+from xtoken.losses.columns import PickColumns, pick, places
 from xtoken.losses.divergence import divergence
 from xtoken.losses.events import divergence_terms, rest_log_mass
 from xtoken.losses.loss import Loss
@@ -68,8 +68,8 @@ class SharedIdsLoss(Loss):
             student_CV, self.student_place_V, self.shared_student_X, self.rest_student_X
         )
         with torch.no_grad():
-            teacher_CX = teacher_CU.index_select(1, self.shared_teacher_X)
-            teacher_rest_C = rest_log_mass(teacher_CU.index_select(1, self.rest_teacher_X))
+            teacher_CX = pick(teacher_CU, self.shared_teacher_X)
+            teacher_rest_C = rest_log_mass(pick(teacher_CU, self.rest_teacher_X))
             mass_C = teacher_CX.exp().sum(-1)
         terms_C = divergence_terms(
             teacher_rest_C, rest_log_mass(rest_CX), self.direction, self.jsd_beta
