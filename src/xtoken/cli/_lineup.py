@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from xtoken.errors import UsageError
 
 if TYPE_CHECKING:
     from xtoken.config import RunConfig
+    from xtoken.config.sections import Model
     from xtoken.vocab import Vocabulary
 
 RUN_FILE = "run.yaml"
@@ -18,13 +20,17 @@ RUN_FILE = "run.yaml"
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model to measure; `column` is its name in tables and files."""
+    """A model to measure; `column` is its name in tables and files.
+
+    `loading`: what a run file says of how it is loaded, for `load_causal_lm`.
+    """
 
     column: str
     name: str
     tokenizer: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    loading: Mapping[str, Any] = field(default_factory=dict)
 
     def vocabulary(self) -> Vocabulary:
         """Read its vocabulary."""
@@ -41,7 +47,10 @@ class Contestant:
             )
 
     def load(self, vocab: Vocabulary, **options: Any) -> Any:
-        """Load the model; refuses the tokenizer of another model."""
+        """Load the model; refuses the tokenizer of another model.
+
+        `options` go before `loading`.
+        """
         from xtoken.cli._output import doing
         from xtoken.models import load_causal_lm, output_head_rows
 
@@ -50,7 +59,7 @@ class Contestant:
                 self.name,
                 revision=self.revision,
                 trust_remote_code=self.trust_remote_code,
-                **options,
+                **{**self.loading, **options},
             )
         vocab.with_rows(output_head_rows(model))
         return model
@@ -102,9 +111,9 @@ def run_lineup(
     student = config.student
     trust = trust_remote_code or student.trust_remote_code
     before = before or Contestant(
-        "before", student.model, student.tokenizer, student.revision, trust
+        "before", student.model, student.tokenizer, student.revision, trust, _loading(student)
     )
-    after = Contestant("after", str(folder), trust_remote_code=trust)
+    after = Contestant("after", str(folder), trust_remote_code=trust, loading=_loading(student))
     teachers = [
         Contestant(
             _column(config, i),
@@ -112,6 +121,7 @@ def run_lineup(
             teacher.tokenizer,
             teacher.revision,
             trust_remote_code or teacher.trust_remote_code,
+            _loading(teacher),
         )
         for i, teacher in enumerate(config.teachers)
     ]
@@ -119,6 +129,14 @@ def run_lineup(
         teachers = [teacher]
     texts = [] if config.data.eval is None else [source.path for source in config.data.eval]
     return Lineup([before, after], teachers, output or folder, texts)
+
+
+def _loading(model: Model) -> dict[str, Any]:
+    return {
+        "dtype": model.dtype,
+        "quantization": model.quantization,
+        "attn_implementation": model.attn_implementation,
+    }
 
 
 def _column(config: RunConfig, teacher: int) -> str:

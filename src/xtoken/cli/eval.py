@@ -118,7 +118,13 @@ def eval_(
         typer.Option(help="Tokens that windows advance by.", show_default="half a window"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Windows or requests at a time.", min=1)] = 4,
-    dtype: Annotated[DtypeName, typer.Option(help="Precision of the weights.")] = DtypeName.AUTO,
+    dtype: Annotated[
+        DtypeName | None,
+        typer.Option(
+            help="Precision of the weights.",
+            show_default="the run file's, else the checkpoint's",
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda:1.", show_default="a GPU, else the CPU")
     ] = None,
@@ -180,7 +186,7 @@ def eval_(
         asked,
         by_class=by_class,
         projection=projection,
-        loading={"dtype": dtype.value, "device": _device(device)},
+        loading={"device": _device(device)} | ({} if dtype is None else {"dtype": dtype.value}),
         windows={"max_length": max_length, "stride": stride, "batch_size": batch_size},
         tasks_options={
             "limit": limit,
