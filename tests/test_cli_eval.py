@@ -3,8 +3,11 @@
 import json
 import math
 import shutil
+import weakref
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from cli_calls import fails, ok
 from xtoken.evaluation import bits_per_byte, compare
@@ -162,6 +165,62 @@ def test_a_run_is_measured_on_its_evaluation_data(finished_run):
     assert table.columns == ("before", "after", "teacher")
     values = table.row("bits_per_byte").values
     assert values["before"] == values["after"]
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """What reaches the loader: (name, options); and how many models were alive at each load."""
+    seen, alive, counts = [], weakref.WeakSet(), []
+
+    def load(name, **options):
+        seen.append((name, dict(options)))
+        counts.append(len(alive))
+        # The options themselves need packages and machines that a test can't count on.
+        model = load_causal_lm(name)
+        alive.add(model)
+        return model
+
+    monkeypatch.setattr("xtoken.models.load_causal_lm", load)
+    return SimpleNamespace(seen=seen, counts=counts)
+
+
+def test_models_of_a_run_are_loaded_as_its_file_says(finished_run, tiny_pair, task_folder, loads):
+    pytest.importorskip("lm_eval")
+    run = yaml.safe_load((finished_run / "run.yaml").read_text())
+    run["student"] |= {"dtype": "bfloat16", "quantization": "4bit", "lora": {}}
+    run["student"] |= {"revision": "a", "attn_implementation": "eager"}
+    run["teachers"][0] |= {"quantization": "8bit", "trust_remote_code": True, "revision": "b"}
+    (finished_run / "run.yaml").write_text(yaml.safe_dump(run))
+    command = ("eval", finished_run, "--tasks", "tiny_sums", "--include-path", task_folder)
+    command = (*command, "--limit", 1, "--device", "cpu")
+    ok(*command)
+    student = {"dtype": "bfloat16", "quantization": "4bit", "attn_implementation": "eager"}
+    teacher = {"dtype": "auto", "quantization": "8bit", "attn_implementation": None}
+    common = {"device": "cpu", "trust_remote_code": False}
+    assert loads.seen == [
+        (str(tiny_pair[0]), common | student | {"revision": "a"}),
+        (str(finished_run), common | student | {"revision": None}),
+        (str(tiny_pair[1]), common | teacher | {"revision": "b", "trust_remote_code": True}),
+    ]
+    loads.seen.clear()
+    ok(*command, "--dtype", "float32", "--trust-remote-code", "--teacher", tiny_pair[1])
+    assert [options["dtype"] for _, options in loads.seen] == ["float32"] * 3
+    assert all(options["trust_remote_code"] for _, options in loads.seen)
+    assert "quantization" not in loads.seen[2][1], "another teacher isn't what the file speaks of"
+
+
+def test_one_teacher_is_in_memory_at_a_time(finished_run, tiny_pair, loads, tmp_path):
+    run = yaml.safe_load((finished_run / "run.yaml").read_text())
+    folders = [shutil.copytree(tiny_pair[1], tmp_path / name) for name in "abc"]
+    run["teachers"] = [{"model": str(folder)} for folder in folders]
+    (finished_run / "run.yaml").write_text(yaml.safe_dump(run))
+    out = json.loads(ok("eval", finished_run, "--by-class", "--json"))
+    assert list(out["comparison"]) == ["teacher a", "teacher b", "teacher c"]
+    assert all(list(found) == ["before", "after"] for found in out["comparison"].values())
+    assert list(out["bits_per_byte"]) == ["before", "after", *out["comparison"]]
+    assert max(loads.counts) == 1, "a student or a teacher stays, the other is let go of first"
+    names = [name for name, _ in loads.seen]
+    assert [names.count(str(folder)) for folder in folders] == [1, 1, 1]
 
 
 def test_before_after_and_teacher_by_name(tiny_pair, texts, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,28 @@ if TYPE_CHECKING:
     from xtoken.evaluation.tasks import Tasks
 
 COMPARED = ("agreement", "kl_per_chunk", "kept_mass", "bytes_aligned", "chunks")
+
+
+class _Held:
+    """One loaded model at most: asking for another lets go of it first."""
+
+    def __init__(self, vocabs: Mapping[str, Any], loading: Mapping[str, Any]) -> None:
+        self._vocabs, self._loading = vocabs, loading
+        self._one: Contestant | None = None
+        self._model: Any = None
+
+    def of(self, one: Contestant) -> Any:
+        """Return the model, loaded if it isn't the one that is held."""
+        if self._one is not one:
+            self.drop()
+            self._model = one.load(self._vocabs[one.column], **self._loading)
+            self._one = one
+        return self._model
+
+    def drop(self) -> None:
+        """Let go of the model; its memory is free at once, cycles or not."""
+        self._one = self._model = None
+        gc.collect()
 
 
 @dataclass
@@ -40,25 +63,27 @@ class Measuring:
     written_texts: dict[str, list[str]] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
-        """Measure every model; one student is in memory at a time, beside the teachers."""
+        """Measure every model; one student and one teacher at most are in memory at a time.
+
+        Each teacher is loaded once; the students, which are smaller, once for each teacher that
+        they are compared with.
+        """
         # Tokenizers first: what is wrong with them shows in seconds, before gigabytes are read.
         vocabs = {one.column: one.vocabulary() for one in self.lineup.all}
-        teachers: dict[str, Any] = {}
-        for one in self.lineup.students:
-            model = one.load(vocabs[one.column], **self.loading)
-            for teacher in self.lineup.teachers if self.texts else ():
-                if teacher.column not in teachers:
-                    teachers[teacher.column] = teacher.load(vocabs[teacher.column], **self.loading)
-                self._compare(one, model, teacher, teachers[teacher.column], vocabs)
-            self._measure(one, model, vocabs[one.column])
-            del model
-        for one in self.lineup.teachers:
-            if self.tasks is None and not self.prompts and not (self.by_class and self.texts):
-                continue
-            model = teachers.pop(one.column, None)
-            if model is None:
-                model = one.load(vocabs[one.column], **self.loading)
-            self._measure(one, model, vocabs[one.column])
+        teachers = self.lineup.teachers
+        alone = self.tasks is not None or bool(self.prompts) or (self.by_class and self.texts)
+        students, others = (_Held(vocabs, self.loading) for _ in range(2))
+        for number, teacher in enumerate(teachers if self.texts and teachers else [None]):
+            for one in self.lineup.students:
+                if teacher is not None:
+                    self._compare(one, students.of(one), teacher, others.of(teacher), vocabs)
+                if number == 0:
+                    self._measure(one, students.of(one), vocabs[one.column])
+            if teacher is not None and alone:
+                self._measure(teacher, others.of(teacher), vocabs[teacher.column])
+        students.drop()
+        for teacher in teachers if alone and not self.texts else ():
+            self._measure(teacher, others.of(teacher), vocabs[teacher.column])
         return self._result()
 
     def _compare(
