@@ -51,8 +51,11 @@ def encode_text(
     `bos` None follows the tokenizer's own habit; `eos` adds the end token. `supervised` lists byte
     ranges of the text that may be training targets (default: all of it); a token is supervised
     when it lies in one entirely, the eos when one of them ends where the text ends.
-    Raises `DataError` for text that is no valid Unicode, `VocabularyError` for a bos or eos that
-    the tokenizer does not have, `AlignmentError` for supervised ranges outside the text.
+
+    Raises:
+        DataError: text that is no valid Unicode.
+        VocabularyError: a bos or eos that the tokenizer does not have.
+        AlignmentError: supervised ranges outside the text.
     """
     spans = None if supervised is None else [supervised]
     return encode_texts(vocab, [text], bos=bos, eos=eos, supervised=spans)[0]
@@ -66,7 +69,17 @@ def encode_texts(
     eos: bool = False,
     supervised: Sequence[Sequence[ByteSpan] | None] | None = None,
 ) -> list[Encoding]:
-    """Encode many documents as `encode_text` does, tokenised together in Rust."""
+    """Encode many documents as `encode_text` does, tokenised together in Rust.
+
+    `supervised` holds one list of byte ranges (or None) for each text.
+
+    Returns:
+        One `Encoding` for each text, in order.
+
+    Raises:
+        DataError, VocabularyError, AlignmentError: as `encode_text`; AlignmentError also for
+            another number of lists than of texts.
+    """
     if supervised is None:
         supervised = [None] * len(texts)
     elif len(supervised) != len(texts):
@@ -102,6 +115,10 @@ def encode_prompt_completion(
     The content is prompt + completion. Both are tokenised on their own, as at inference, where the
     prompt is cut into tokens before there is a completion; so no token straddles their border, and
     every byte of the completion is supervised.
+
+    Raises:
+        DataError: text that is no valid Unicode.
+        VocabularyError: a bos or eos that the tokenizer does not have.
     """
     if not prompt:
         return encode_text(vocab, completion, bos=bos, eos=eos)

@@ -195,7 +195,7 @@ def _plain(value: Any) -> Any:
 
 
 def to_yaml(run: RunConfig) -> str:
-    """Return the resolved run as the text of a run file."""
+    """Return the resolved run as the text of a run file, every default filled in."""
     return dump_yaml_text(resolved(run))
 
 

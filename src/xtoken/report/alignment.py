@@ -218,7 +218,11 @@ def render_alignment(
 ) -> AlignmentView:
     """Draw both tokenisations one under the other, with chunk kinds; print it with a rich Console.
 
+    `student_ids` int[S] and `teacher_ids` int[T] are the ids that `alignment` was made of.
     `max_blocks` stops after that many columns and says how many were left out.
+
+    Raises:
+        AlignmentError: the ids are not those that were aligned (their number differs).
     """
     items = blocks(student_vocab, teacher_vocab, student_ids, teacher_ids, alignment)
     shown = items if max_blocks is None else items[:max_blocks]

@@ -21,7 +21,12 @@ from xtoken.report.run_data import RunData, Series, differences
 
 
 def report_data(runs: Sequence[RunData]) -> dict[str, Any]:
-    """Return what a report says as plain values (see the module for the form)."""
+    """Return what a report says as plain values for JSON.
+
+    Keys: `runs`, for each its `name`, `metrics` (first, last, lowest and highest of each),
+    `evaluation` and more, as the module's head has them; and `differences`, the settings in which
+    the runs differ with one value a run.
+    """
     return {"runs": [_run(run) for run in runs], "differences": differences(runs)}
 
 

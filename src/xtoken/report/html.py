@@ -44,15 +44,23 @@ _NAVIGATION = {
 def write_html(runs: RunLike | Sequence[RunLike], out: str | Path) -> Path:
     """Write the page of one run or several to `out` and return its path.
 
-    `runs`: run folders or `RunData`. Raises UsageError where a folder is no run folder, or `out`
-    can't be written.
+    `runs`: run folders or `RunData`.
+
+    Raises:
+        UsageError: a folder is no run folder, no run is given, or `out` is a folder.
+        XTokenError: `out` can't be written.
     """
     listed = [runs] if isinstance(runs, RunData | str | Path) else list(runs)
     return write_page(run_page([r if isinstance(r, RunData) else load_run(r) for r in listed]), out)
 
 
 def write_page(text: str, out: str | Path) -> Path:
-    """Write a finished page, whole or not at all."""
+    """Write a finished page, whole or not at all, and return its path.
+
+    Raises:
+        UsageError: `out` is a folder.
+        XTokenError: `out` can't be written.
+    """
     out = Path(out)
     if out.is_dir():
         raise UsageError(
@@ -73,7 +81,7 @@ def write_page(text: str, out: str | Path) -> Path:
 
 
 def run_page(runs: Sequence[RunData]) -> str:
-    """Return the page of one run or several as HTML text."""
+    """Return the page of one run or several as HTML text; raises UsageError for none."""
     if not runs:
         raise UsageError("No run was given; expected at least one run folder.")
     runs = _distinct_names(runs)
@@ -114,7 +122,8 @@ def audit_page(
 ) -> str:
     """Return the page of one audit, or of several teachers' audits, as HTML text.
 
-    `ranking`: of the same audits, for a table of the teachers on top.
+    `reports`: audits, or their `to_dict()` form as read from a file. `ranking`: of the same audits,
+    for a table of the teachers on top. Raises UsageError for no audit.
     """
     data = [r if isinstance(r, Mapping) else r.to_dict() for r in reports]
     if not data:
@@ -142,7 +151,11 @@ def audit_page(
 
 
 def alignment_page(items: Sequence[Block], *, student: str, teacher: str, summary: str = "") -> str:
-    """Return the page of one aligned text as HTML text."""
+    """Return the page of one aligned text as HTML text.
+
+    `items` come from `blocks`; `student` and `teacher` are the tokenizers' names, `summary` is the
+    sentence under the heading.
+    """
     title = f"{short_name(student)} and {short_name(teacher)}, aligned"
     intro = (
         f'<p class="eyebrow">xtoken align</p><h1>{html(title)}</h1>'
