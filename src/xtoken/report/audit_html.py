@@ -248,12 +248,14 @@ def _alignment_card(title: str, item: Mapping[str, Any]) -> str:
         items.append((label[:1].upper() + label[1:], shown))
     chunks = item.get("chunks")
     bar = _chunk_bar(chunks) if isinstance(chunks, Mapping) else ""
-    examples = "".join(
+    drawn = [
         alignment_blocks([Block.from_dict(block) for block in example.get("blocks", ())])
         for example in item.get("examples", ())[:3]
         if isinstance(example, Mapping)
-    )
+    ]
+    examples = "".join(drawn)
     if examples:
-        examples = f'<p class="sides">An example, student above teacher:</p>{examples}'
+        title = "An example" if len(drawn) == 1 else "Examples"
+        examples = f'<p class="sides">{title}, student above teacher:</p>{examples}'
     heading = f"<h3>{html(title)}</h3>" if title else ""
     return f'<div class="card">{heading}{facts(items)}{bar}{examples}</div>'

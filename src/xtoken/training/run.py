@@ -19,6 +19,7 @@ from xtoken.training.assembly import head_notes, make_trainer, taught_by
 from xtoken.training.callbacks import read_metrics
 from xtoken.training.checkpoints import find_checkpoint
 from xtoken.training.datasets import RunData, read_data
+from xtoken.training.excerpts import alignment_excerpts
 from xtoken.training.export import export_student
 from xtoken.training.model_card import model_card
 from xtoken.training.pairs import (
@@ -115,7 +116,7 @@ def _train(
     for note in head_notes(trainer):
         say(note)
     if main:
-        _write_setup(config, data, trainer, folder)
+        _write_setup(config, pairs, data, trainer, folder)
         if checkpoint is None:
             _write_audit(pairs, data, folder, say)
     started = time.time()
@@ -140,7 +141,9 @@ def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _write_setup(config: RunConfig, data: RunData, trainer: XTokenTrainer, folder: Path) -> None:
+def _write_setup(
+    config: RunConfig, pairs: Pairs, data: RunData, trainer: XTokenTrainer, folder: Path
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config.dump_yaml(folder / "run.yaml")
     write_json(
@@ -150,7 +153,13 @@ def _write_setup(config: RunConfig, data: RunData, trainer: XTokenTrainer, folde
             "student_dtype": student_dtype(config.student),
         },
     )
-    write_json(folder / "alignment.json", data.statistics)
+    write_json(
+        folder / "alignment.json",
+        [
+            {**entry, "examples": alignment_excerpts(pairs.student, pair.vocab, data.sample)}
+            for pair, entry in zip(pairs.teachers, data.statistics, strict=True)
+        ],
+    )
 
 
 def _write_audit(pairs: Pairs, data: RunData, folder: Path, say: Say) -> None:
