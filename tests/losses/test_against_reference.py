@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
-from losses.helpers import STUDENT, TEACHER, Case, case_for, loss_for, run, run_reference
+from losses.helpers import (
+    STUDENT,
+    TEACHER,
+    Case,
+    case_for,
+    loss_for,
+    make_case,
+    run,
+    run_reference,
+    small_projection,
+)
 from xtoken.losses import LOSSES, PKL, cross_entropy, reference
 from xtoken.losses import reference_events as events
 from xtoken.losses import reference_path as paths
 from xtoken.losses.blocks import Term, run_terms
 from xtoken.losses.sources import LogitSource
+from xtoken.projection import Projection
 
 DIRECTIONS = [
     ("teacher_to_student", None),
@@ -101,6 +113,24 @@ def test_value_and_gradient(kind, settings, temperature):
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-10)
     assert not gradient[:, case.projection.student_size :].any()  # padded columns
     assert not gradient[-1].any()  # a row of no chunk
+
+
+def test_p_kl_where_no_teacher_id_is_masked():
+    plain = small_projection()
+    projection = Projection.from_arrays(
+        plain.indices,
+        plain.weights,
+        exact=plain.exact,
+        teacher_size=plain.teacher_size,
+        student_masked=plain.student_masked,
+        teacher_masked=np.zeros(plain.teacher_size, dtype=bool),
+        teacher_fold=np.array([0, 1, 2, 0, 4, 5, -1, 2], dtype=np.int32),
+    )
+    case = make_case(projection)
+    result, gradient = run(PKL(projection), case)
+    expected, expected_gradient = run_reference(reference.p_kl, case)
+    torch.testing.assert_close(result.total, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", sorted(LOSSES))
