@@ -30,7 +30,11 @@ def ready(tmp_path_factory) -> Ready:
         folder / "start", train_tokenizer(vocab_size=330, split_digits=False), seed=2
     )
     case = replace(CASES["smollm2"], steps=3, batch_size=2, max_length=32, held_out=2)
-    held_out = {"prose": TINY_TEXT[:2], "code": [TINY_TEXT[3]], "sums": ["4+8=12\n13+2=15\n"]}
+    held_out = {
+        "prose": TINY_TEXT[:2],
+        "code": [TINY_TEXT[3]],
+        "sums": ["4 + 8 = 12, 13 + 2 = 15."],
+    }
     return Ready(case, teacher, start, TINY_TEXT * 4, held_out)
 
 
@@ -126,6 +130,6 @@ def test_what_is_read_and_asked(ready):
     for problem in problems:
         *shown, asked = problem.prompt.split("\n")
         assert all(line.split("=")[0] != asked.split("=")[0] for line in shown)
-        assert sum(map(int, asked.rstrip("=").split("+"))) == problem.answer
+        assert sum(map(int, asked.rstrip(" =").split("+"))) == problem.answer
     assert all(len(piece) > 300 for piece in code(16))
-    assert sums(2)[0].count("\n") == 24
+    assert sums(2)[0].count(" + ") == 24

@@ -18,6 +18,8 @@ from benchmarks.real_pair.grid import run_case
 from benchmarks.real_pair.measure import Measured
 from benchmarks.real_pair.tables import write_plots, write_tables
 
+from xtoken.training import TrainingInterrupted
+
 RESULTS = Path("benchmarks/results/real_pair")
 
 
@@ -52,8 +54,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    for name in [] if args.tables_only else args.cases:
-        run_one(name, args)
+    try:
+        for name in [] if args.tables_only else args.cases:
+            run_one(name, args)
+    except TrainingInterrupted:
+        raise SystemExit("Stopped. Finished rows are kept; the same command goes on.") from None
     print(write_tables(args.output))
     write_plots(args.output)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.miniature.problems import sum_problem
+from benchmarks.miniature.problems import Problem
 
 from xtoken.demo import PAIRS, assets
 from xtoken.demo.pairs import DemoPair, Say
@@ -69,14 +69,18 @@ def code(count: int) -> list[str]:
     return pieces
 
 
+def addition(a: int, b: int) -> Problem:
+    """Return `a + b =` with its answer and a line break."""
+    return Problem(f"{a} + {b} =", f" {a + b}\n", a + b)
+
+
 def sums(count: int) -> list[str]:
-    """Return texts of additions of one- and two-digit numbers, a line each."""
+    """Return texts of additions of numbers below 100, on one line (passages have one line too)."""
     rng = random.Random(3)
     texts = []
     for _ in range(count):
-        pairs = [(rng.randrange(100), rng.randrange(100)) for _ in range(SUMS_A_TEXT)]
-        problems = [sum_problem(pair) for pair in pairs]
-        texts.append("".join(p.prompt + p.completion for p in problems))
+        drawn = [addition(rng.randrange(100), rng.randrange(100)) for _ in range(SUMS_A_TEXT)]
+        texts.append(", ".join(p.prompt + p.completion.rstrip() for p in drawn) + ".")
     return texts
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from benchmarks.miniature.metrics import greedy, leading_number
-from benchmarks.miniature.problems import Problem, sum_problem
+from benchmarks.miniature.problems import Problem
+from benchmarks.real_pair.cases import addition
 
 from xtoken import Vocabulary
 from xtoken.evaluation import BitsPerByte, bits_per_byte, compare
@@ -21,7 +22,7 @@ from xtoken.evaluation.scoring import evaluating
 TASKS = ("lambada_openai", "piqa")
 OPERANDS = {"1_digit": (0, 10), "2_digits": (10, 100)}
 SHOTS = 6
-NEW_TOKENS = 5
+NEW_TOKENS = 6
 # Prompts that go through a model at once; a large vocabulary's logits are held for all of them.
 TOGETHER = 10
 MAX_LENGTH = 512
@@ -42,8 +43,8 @@ def few_shot(name: str, count: int) -> list[Problem]:
     low, high = OPERANDS[name]
     pairs = [(a, b) for a in range(low, high) for b in range(low, high)]
     drawn = random.Random(11).sample(pairs, min(SHOTS + count, len(pairs)))
-    shown = "".join(p.prompt + p.completion for p in map(sum_problem, drawn[:SHOTS]))
-    asked = [sum_problem(pair) for pair in drawn[SHOTS:]]
+    shown = "".join(p.prompt + p.completion for p in (addition(*pair) for pair in drawn[:SHOTS]))
+    asked = [addition(*pair) for pair in drawn[SHOTS:]]
     return [Problem(shown + p.prompt, p.completion, p.answer) for p in asked]
 
 
@@ -53,7 +54,9 @@ def exact_match(model: Any, vocab: Vocabulary, problems: Sequence[Problem]) -> f
     for begin in range(0, len(problems), TOGETHER):
         part = problems[begin : begin + TOGETHER]
         made = greedy(model, vocab, [problem.prompt for problem in part], NEW_TOKENS)
-        hits += sum(leading_number(t) == p.answer for t, p in zip(made, part, strict=True))
+        hits += sum(
+            leading_number(t.lstrip(" ")) == p.answer for t, p in zip(made, part, strict=True)
+        )
     return hits / len(problems)
 
 
