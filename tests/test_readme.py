@@ -15,6 +15,7 @@ from xtoken.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUICKSTART = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
 # What stands in for a thousand steps of a real model.
 SHORT = [
     "training.max_steps=2",
@@ -25,12 +26,12 @@ SHORT = [
 ]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[str]:
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
+def commands(page: str = README) -> list[str]:
+    lines = [line for block in blocks("sh", page) for line in block.splitlines()]
     return [line.split("#")[0].strip() for line in lines if line.startswith("xtoken ")]
 
 
@@ -50,8 +51,6 @@ def run(command: str) -> None:
     arguments = shlex.split(command)[1:]
     if arguments[0] == "train":
         arguments += SHORT
-        if "--dry-run" not in arguments and Path("runs/first").exists():
-            shutil.rmtree("runs/first")
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code in (0, None), command
@@ -73,8 +72,19 @@ def test_commands_run_in_the_order_of_the_readme(workplace: Path, capsys) -> Non
     assert (workplace / "runs/first/model.safetensors").exists()
 
 
-def test_the_run_file_of_the_readme_is_the_example() -> None:
-    (block,) = blocks("yaml")
+def test_the_quickstart_runs_and_compares_with_the_baseline(workplace: Path, capsys) -> None:
+    for command in commands(QUICKSTART):
+        run(command)
+    page = (workplace / "report.html").read_text()
+    assert "2 runs compared" in page
+    for name in ("first", "baseline"):
+        tables = (workplace / "runs" / name / "evaluation.json").read_text()
+        assert "agreement" in tables
+
+
+@pytest.mark.parametrize("page", [README, QUICKSTART], ids=["README", "quickstart"])
+def test_the_run_file_of_the_readme_is_the_example(page: str) -> None:
+    (block,) = blocks("yaml", page)
     assert yaml.safe_load(block) == yaml.safe_load((ROOT / "configs/example.yaml").read_text())
 
 
