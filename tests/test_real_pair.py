@@ -98,6 +98,7 @@ def test_tables_and_plots(ready, output):
     assert "| *start* |" in text
     assert all(f"| {row} | 1 |" in text for row in ROWS)
     assert "were not run" in text
+    assert "seconds a step of p_kl include computing them" in text
     assert "LAMBADA |" not in text
     summary = json.loads((output / "summary.json").read_text())["smollm2"]
     assert summary["rows"]["gold"]["bpb prose"]["values"]

@@ -118,6 +118,11 @@ def _notes(rows: Rows, reference: dict[str, Any]) -> str:
         if settings["task_rows"]
         else "LAMBADA and PIQA were not run: no data was given (--tasks-data)."
     )
+    paid = [
+        name
+        for name, own in rows.items()
+        if any(cell["teacher_batches_computed"] for cell in own.values())
+    ]
     asked = [name for name, own in rows.items() if "shared" in next(iter(own.values()))["teacher"]]
     return (
         f"{first['steps']} steps, {first['tokens']:,} tokens, learning rate "
@@ -125,7 +130,8 @@ def _notes(rows: Rows, reference: dict[str, Any]) -> str:
         f"order from the same start. Bytes scored: {texts}. Sums: {settings['problems']} of each "
         f"size, few-shot, exact match. {tasks} Teacher ({settings['teacher_dtype']}): hidden "
         f"states computed once and shared, full logits formed from them in "
-        f"{', '.join(asked) or 'no row'}. {machine['processor']}, {machine['threads']} threads, "
+        f"{', '.join(asked) or 'no row'}; the seconds a step of {', '.join(paid) or 'no row'} "
+        f"include computing them. {machine['processor']}, {machine['threads']} threads, "
         f"torch {machine['torch']}, transformers {machine['transformers']}, xtoken "
         f"{machine['xtoken']}."
     )
