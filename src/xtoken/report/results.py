@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from xtoken.evaluation.tables import COLUMN_LABELS, EvaluationRow, EvaluationTable, format_value
+from xtoken.evaluation.tables import (
+    COLUMN_LABELS,
+    KNOWN_METRICS,
+    EvaluationRow,
+    EvaluationTable,
+    format_value,
+)
 from xtoken.report.evaluation_text import best_column, change
 from xtoken.report.markup import Raw, html, section, table
 from xtoken.report.run_data import RunData
@@ -140,13 +147,37 @@ def _bars(row: EvaluationRow, columns: Sequence[str]) -> str:
 
 def evaluation_section(tables: Sequence[EvaluationTable]) -> str:
     """Return all evaluation tables."""
-    body = "".join(f'<div class="card">{_evaluation_table(t)}</div>' for t in tables if t.rows)
+    body = "".join(
+        f'<div class="card">{_evaluation_table(part)}</div>'
+        for t in tables
+        for part in _by_class_apart(t)
+        if part.rows
+    )
     return section(
         "evaluation",
         "Evaluation",
         body,
         "Measured on text that was not trained on, where not said otherwise.",
     )
+
+
+def _by_class_apart(evaluation: EvaluationTable) -> list[EvaluationTable]:
+    """Take a table's rows by class of text out of it: a table for each metric that has some.
+
+    There a row's name is its class alone, which narrow screens have room for.
+    """
+    parts: dict[str, list[EvaluationRow]] = {}
+    for row in evaluation.rows:
+        parts.setdefault(row.metric.partition("/")[0] if "/" in row.metric else "", []).append(row)
+    whole = replace(evaluation, rows=tuple(parts.pop("", ())))
+    made = [whole] if whole.rows else []
+    for metric, rows in parts.items():
+        label = KNOWN_METRICS.get(metric, (metric.replace("_", " "),))[0]
+        named = tuple(replace(row, label=row.label.removeprefix(f"{label}, ")) for row in rows)
+        note = "" if made else evaluation.note
+        name = f"{label} by class: {evaluation.name}"
+        made.append(EvaluationTable(name, evaluation.columns, named, note))
+    return made
 
 
 def _evaluation_table(evaluation: EvaluationTable) -> str:
