@@ -23,6 +23,8 @@ Html = Annotated[
 Encoding = Annotated[
     str, typer.Option("--encoding", metavar="NAME", help="Encoding of the text files.")
 ]
+# Columns of a terminal below which a bar would leave no room for what it stands for.
+NARROW = 60
 MODEL = "A hub name, a local directory, or a .gguf file."
 Student = Annotated[str, typer.Argument(metavar="STUDENT", help=MODEL, show_default=False)]
 Teacher = Annotated[str, typer.Argument(metavar="TEACHER", help=MODEL, show_default=False)]
@@ -86,12 +88,21 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import (
         BarColumn,
         Progress,
+        ProgressColumn,
         TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=target, transient=True) as bar:
+    columns: tuple[ProgressColumn, ...] = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    if target.width < NARROW:
+        # The share first: what doesn't fit is cut off at the end.
+        columns = (TextColumn("{task.percentage:>3.0f}% {task.description}", markup=False),)
+    with Progress(*columns, console=target, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda step: bar.update(task, advance=step)

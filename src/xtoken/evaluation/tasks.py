@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib.util
 import json
 import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -101,12 +99,12 @@ def run_tasks(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
+    from xtoken.evaluation.harness import tidy_output
     from xtoken.evaluation.scoring import evaluating
 
     quiet()
     try:
-        # lm-eval prints as it goes; stdout belongs to the caller's results.
-        with evaluating(model), contextlib.redirect_stdout(sys.stderr):
+        with evaluating(model), tidy_output():
             results = simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=vocab.tokenizer, batch_size=batch_size),
                 tasks=list(tasks.specs),

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from xtoken.training.trainer import XTokenTrainer
 
 METRICS_FILE = "metrics.jsonl"
+# Columns of a terminal below which a bar has no room beside the figures, and those from which
+# its title has.
+NARROW, ROOMY = 72, 100
 
 
 class TrainingInterrupted(XTokenError):  # noqa: N818 - an end, not a mistake
@@ -142,18 +145,26 @@ class ProgressReport(TrainerCallback):
                 BarColumn,
                 MofNCompleteColumn,
                 Progress,
+                ProgressColumn,
                 TextColumn,
                 TimeRemainingColumn,
             )
 
-            self.bar = Progress(
+            columns: tuple[ProgressColumn, ...] = (
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[figures]}"),
-                console=console,
             )
+            if console.width < NARROW:
+                # The step first: what doesn't fit is cut off at the end.
+                columns = (
+                    TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[figures]}"),
+                )
+            elif console.width < ROOMY:
+                columns = columns[1:]
+            self.bar = Progress(*columns, console=console)
             self.task = self.bar.add_task(
                 "training", total=state.max_steps, completed=state.global_step, figures=""
             )

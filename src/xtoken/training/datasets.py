@@ -22,6 +22,7 @@ from xtoken.data import (
     build_dataset,
     read_records,
 )
+from xtoken.training.callbacks import NARROW
 from xtoken.training.metrics import KINDS
 from xtoken.training.pairs import Pairs, Say
 
@@ -163,7 +164,7 @@ def _shown(title: str, progress: str) -> Iterator[Callable[[float | None, int], 
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     rows = 0
@@ -178,12 +179,14 @@ def _shown(title: str, progress: str) -> Iterator[Callable[[float | None, int], 
         spent = time.time() - started
         print(f"{title}: {rows:,} sequences in {spent:.1f} s", file=sys.stderr, flush=True)
         return
-    columns = (
+    columns: tuple[ProgressColumn, ...] = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[rows]:,} sequences"),
         TimeElapsedColumn(),
     )
+    if console.width < NARROW:
+        columns = (TextColumn("{task.percentage:>3.0f}% {task.description}"),)
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=1.0, rows=0)
 
