@@ -10,9 +10,9 @@ import pytest
 
 from xtoken import Vocabulary
 from xtoken.align import ChunkKind, align
+from xtoken.aligned_blocks import Block
 from xtoken.config import RunConfig
 from xtoken.encode import encode_text
-from xtoken.report.alignment import Block
 from xtoken.report.html import write_html
 from xtoken.training import excerpts, train
 from xtoken.training.excerpts import alignment_excerpts

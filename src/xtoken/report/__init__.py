@@ -1,6 +1,7 @@
 """Reports for people: a run, an audit, an alignment, in a terminal or as one HTML page."""
 
-from xtoken.report.alignment import AlignmentView, Block, blocks, render_alignment, visible
+from xtoken.aligned_blocks import Block, blocks, visible
+from xtoken.report.alignment import AlignmentView, render_alignment
 from xtoken.report.audit_text import render_audit
 from xtoken.report.data import report_data
 from xtoken.report.evaluation_text import render_table_before_after

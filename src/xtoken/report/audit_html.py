@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xtoken.report.alignment import Block, visible
+from xtoken.aligned_blocks import Block, visible
 from xtoken.report.audit_suppression import suppression_html
 from xtoken.report.audit_text import (
     coverage_sentence,

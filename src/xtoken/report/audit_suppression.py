@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from xtoken.report.alignment import visible
+from xtoken.aligned_blocks import visible
 from xtoken.report.frame import NARROW, heading, plain_table
 from xtoken.report.markup import Raw, code, facts, html, table
 

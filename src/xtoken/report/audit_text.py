@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from xtoken.report.alignment import visible
+from xtoken.aligned_blocks import visible
 from xtoken.report.audit_suppression import suppression_parts
 from xtoken.report.charts import LOSS_NAMES
 from xtoken.report.frame import NARROW, ByWidth, heading, plain_table

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
-from xtoken.report.alignment import KIND_NAMES, OUTSIDE, Block
+from xtoken.aligned_blocks import KIND_NAMES, OUTSIDE, Block
 
 
 class Raw(str):

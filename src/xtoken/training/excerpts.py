@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xtoken.align import align_batch
+from xtoken.aligned_blocks import Block, blocks
 from xtoken.encode import encode_texts
-from xtoken.report.alignment import Block, blocks
 
 if TYPE_CHECKING:
     from xtoken.vocab import Vocabulary
@@ -26,7 +26,7 @@ def alignment_excerpts(
 ) -> list[dict[str, Any]]:
     """Return a few excerpts that show every kind of chunk which the texts' beginning has.
 
-    Each is {"blocks": [...]}, with blocks as `xtoken.report.alignment.Block.to_dict` writes them;
+    Each is {"blocks": [...]}, with blocks as `Block.to_dict` writes them;
     none, if the texts are empty. The first one shows the most kinds, the next those that are
     missing yet; excerpts of 1:1 chunks alone are left out where there are others.
     """
