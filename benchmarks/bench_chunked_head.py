@@ -176,7 +176,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             names = [
                 name
                 for name in options.only
-                if length == options.length or name in ("chunked", "whole", *ALONE)
+                if length == options.length or name in ("chunked", *ALONE)
             ]
             sizes = ",".join(str(size) for size in options.hidden)
             contenders = [
@@ -187,7 +187,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 )
                 for name in names
             ]
-            found = in_turns(contenders, options.runs if length == options.length else 0)
+            # Exact dynamic scaling has no goal, and takes two passes: once, in the short form.
+            few = {} if options.full else {"chunked_dynamic": 1}
+            runs = options.runs if length == options.length else 0
+            found = in_turns(contenders, runs, runs_of=few if runs else {})
             for m in found:
                 gradient = gradients[length] / (2 if options.device == "cuda" else 1)
                 m.extra["with_gradients_mib"] = m.memory_mib
@@ -255,7 +258,7 @@ def main() -> None:
         return
     if options.device is None:
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    hidden = options.hidden or ("2048,2560" if options.full else "512,640")
+    hidden = options.hidden or ("2048,2560" if options.full else "1024,1280")
     options.hidden = tuple(int(size) for size in hidden.split(","))
     options.length = options.length or (2048 if options.full else 256)
     if options.memory_lengths is None:

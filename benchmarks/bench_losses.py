@@ -71,8 +71,12 @@ SAME_VALUE = {
     "naive_direct": "direct",
     "trl": "gold_chain_rule",
 }
-SHORT = ("floor", "p_kl", "p_kl_topk_rest", "h_kl", "gold", "gold_chain_rule", "uld", "direct",
-         "naive_p_kl", "naive_h_kl", "naive_gold", "trl")  # fmt: skip
+# What the short form runs, by length: TRL at the first alone, the plain forms at the second.
+SHORT = {
+    256: ("floor", "p_kl", "h_kl", "gold", "gold_chain_rule", "trl"),
+    512: ("floor", "p_kl", "p_kl_topk_rest", "h_kl", "gold", "uld", "direct",
+          "naive_p_kl", "naive_h_kl", "naive_gold"),
+}  # fmt: skip
 # The plain forms' dense chunk products grow with the square of the length.
 NAIVE_LONGEST = 1024
 RATIOS = [
@@ -155,7 +159,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for length in options.lengths:
             names = [
                 name
-                for name in options.only
+                for name in options.only or SHORT.get(length, SHORT[512])
                 if (name != "trl" or (length == min(options.lengths) and options.device == "cpu"))
                 and (not name.startswith("naive") or length <= options.naive_longest)
             ]
@@ -228,7 +232,8 @@ def main() -> None:
     default = "256,512,1024,2048" if options.full else "256,512"
     options.lengths = [int(length) for length in (options.lengths or default).split(",")]
     everything = (*OURS, *THEIRS)
-    options.only = contenders(options.only, everything if options.full else SHORT, everything)
+    if options.only or options.full:
+        options.only = contenders(options.only, everything, everything)
     result = measure(options)
     if options.json:
         write_json(options.json, result)
