@@ -106,13 +106,14 @@ def check_chunks(loss: str, chunks: Chunks, student_rows: int, teacher_rows: int
             )
 
 
-def check_rows(loss: str, name: str, logits_RV: Tensor, masked_X: Tensor) -> None:
+def check_rows(loss: str, name: str, logits_RV: Tensor, masked_X: Tensor) -> Tensor:
     """Make rows ready for a softmax, in place: masked ids and -inf become `MASKED`.
 
-    Refuses rows that hold NaN or +inf, or nothing finite outside the masked ids.
+    Returns the largest of each row: [R]. Refuses rows that hold NaN or +inf, or nothing finite
+    outside the masked ids.
     """
     if logits_RV.shape[0] == 0:
-        return
+        return logits_RV.new_zeros(0)
     logits_RV.index_fill_(1, masked_X, MASKED)
     max_R = logits_RV.amax(-1)
     # Reductions pass NaN on, and NaN fails every comparison. One transfer for all of it.
@@ -120,7 +121,7 @@ def check_rows(loss: str, name: str, logits_RV: Tensor, masked_X: Tensor) -> Non
     if low == -float("inf"):
         logits_RV.clamp_(min=MASKED)
     if worst > MASKED and high < float("inf"):
-        return
+        return max_R
     bad_R = ~(torch.isfinite(max_R) & (max_R > MASKED))
     row = int(bad_R.nonzero()[0, 0])
     value = float(max_R[row])

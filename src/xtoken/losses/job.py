@@ -206,11 +206,11 @@ class Job:
         target = block.student_target_N if side == "student" else block.teacher_target_M
         if loss.rows == "path":
             later_index_D, later_C = later_rows(side, block)
-            later_DV = self._ready(loss, side, logits, later_index_D)
+            later_DV, _ = self._ready(loss, side, logits, later_index_D)
             first_C = torch.arange(len(start_C), device=start_C.device)
-            first_RV = self._ready(loss, side, logits, start_C)
+            first_RV, max_R = self._ready(loss, side, logits, start_C)
             return Rows(first_RV, first_C, count_C, target[start_C], block.note_CX,
-                        later_DV, later_C.cumsum(0) - later_C)  # fmt: skip
+                        later_DV, later_C.cumsum(0) - later_C, max_R=max_R)  # fmt: skip
         index_R = rows_of(loss.rows, side, block)
         reads_C = reads_of(loss.rows, side, block)
         local_C = reads_C.cumsum(0) - reads_C
@@ -220,17 +220,22 @@ class Job:
             ids_RK = source.ids_MK[index_R] if isinstance(source, TopK) else None
             return Rows(given_RK, local_C, count_C, target[index_R], ids_RK=ids_RK,
                         signal=source.signal)  # fmt: skip
-        logits_RV = self._ready(loss, side, logits, index_R)
-        return Rows(logits_RV, local_C, count_C, target[index_R])
+        logits_RV, max_R = self._ready(loss, side, logits, index_R)
+        return Rows(logits_RV, local_C, count_C, target[index_R], max_R=max_R)
 
-    def _ready(self, loss: Loss, side: Which, logits: Tensor, index_R: Tensor) -> Tensor:
-        """Return a copy of some rows: cut, in the right precision, masked, tempered."""
+    def _ready(
+        self, loss: Loss, side: Which, logits: Tensor, index_R: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return a copy of some rows (cut, in the right precision, masked, tempered), their max."""
         size = getattr(loss, f"{side}_size")
         logits_RV = logits[:, :size].index_select(0, index_R).to(self.dtype)
-        check_rows(loss.kind, f"{side}_logits", logits_RV, getattr(loss, f"{side}_masked_X"))
+        max_R = check_rows(
+            loss.kind, f"{side}_logits", logits_RV, getattr(loss, f"{side}_masked_X")
+        )
         if loss.temperature != 1.0 and not loss.tempers_events:
             logits_RV.div_(loss.temperature)
-        return logits_RV
+            max_R = max_R / loss.temperature
+        return logits_RV, max_R
 
 
 def _leaves(term: Term, student: Rows, block: Chunks) -> list[tuple[Tensor, Tensor]]:

@@ -63,6 +63,7 @@ class ProjectedKL(torch.autograd.Function):
         student_out, teacher_out: what doesn't count here, or None.
         picks: (row, column) of student logits that are handed on, or None; their gradient joins
             that of the KL in one pass.
+        student_max_N, teacher_max_N: the largest of each row of what counts, where it is known.
 
     Returns:
         The KL, the teacher's mass before folding, log sum exp of student and teacher (without
@@ -78,6 +79,8 @@ class ProjectedKL(torch.autograd.Function):
         student_out: LeftOut | None = None,
         teacher_out: LeftOut | None = None,
         picks: tuple[Tensor, Tensor] | None = None,
+        student_max_N: Tensor | None = None,
+        teacher_max_N: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """See the class."""
         floor = floor_of(student_NV.dtype)
@@ -94,7 +97,8 @@ class ProjectedKL(torch.autograd.Function):
             teacher_NW.index_fill_(1, projector.unaligned_X, MASKED)
         m_NW = teacher_NW.softmax(-1)
         m_NV = m_NW[:, :size]
-        student_sum_N, teacher_sum_N = _log_sum(student_NV, p_NV), _log_sum(teacher_NW, m_NW)
+        student_sum_N = _log_sum(student_NV, p_NV, student_max_N)
+        teacher_sum_N = _log_sum(teacher_NW, m_NW, teacher_max_N)
         difference_NV = teacher_NW[:, :size].sub_(student_NV)
         difference_NV -= (teacher_sum_N - student_sum_N).unsqueeze(1)
         total_N = difference_NV.mul_(m_NV).sum(-1)
@@ -134,9 +138,10 @@ class ProjectedKL(torch.autograd.Function):
             gradient_NV.mul_(gradients[0].unsqueeze(1))
         if ctx.picks is not None and ctx.picks[0].numel():
             gradient_NV.index_put_(ctx.picks, gradients[4], accumulate=True)
-        return gradient_NV, None, None, None, None, None
+        return gradient_NV, *[None] * 7
 
 
-def _log_sum(logits_NV: Tensor, p_NV: Tensor) -> Tensor:
+def _log_sum(logits_NV: Tensor, p_NV: Tensor, max_N: Tensor | None) -> Tensor:
     """log sum exp of rows whose softmax is known: the largest entry has p = exp(max - lse)."""
-    return logits_NV.amax(-1) - p_NV.amax(-1).log()
+    max_N = logits_NV.amax(-1) if max_N is None else max_N
+    return max_N - p_NV.amax(-1).log()

@@ -42,6 +42,7 @@ class Rows:
         ids_RK: of a teacher that gives its k likeliest ids: these; `logits_RV` then holds their
             log-probabilities.
         signal: what `logits_RV` holds: logits, or what else a teacher gives.
+        max_R: the largest of each row of logits (known, since rows are looked at for NaN).
     """
 
     logits_RV: Tensor
@@ -53,6 +54,7 @@ class Rows:
     later_start_C: Tensor | None = None
     ids_RK: Tensor | None = None
     signal: SignalKind = "dense"
+    max_R: Tensor | None = None
 
     @property
     def logp_RV(self) -> Tensor:
