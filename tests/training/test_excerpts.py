@@ -94,7 +94,7 @@ def test_a_run_writes_them_and_its_page_shows_them(
         }
     )
     train(config, progress="none")
-    (entry,) = json.loads((tmp_path / "run" / "alignment.json").read_text())
+    (entry,) = json.loads((tmp_path / "run" / "_excerpts.json").read_text())
     chosen = drawn(entry["examples"])
     assert chosen
     page = write_html(tmp_path / "run", tmp_path / "page.html").read_text(encoding="utf-8")

@@ -4,6 +4,7 @@
     metrics.jsonl     one object a line, with `step` and numbers (may end in a half-written line)
     audit.json        `AuditReport.to_dict()`, or a list of them (several teachers)
     alignment.json    statistics of the aligned data (see `ALIGNMENT_KEYS`), or a list of them
+    _excerpts.json    [{"examples": [{"blocks": [...]}]}], one for each of these
     evaluation.json   tables of before and after (`xtoken.evaluation.tables`)
     lm_eval/*.json    lm-evaluation-harness's results; a file's name is its column
     samples.json      [{"prompt": "...", "outputs": {"before": "...", "after": "..."}}]
@@ -144,6 +145,9 @@ def load_run(folder: str | Path) -> RunData:
     _read_metrics(run)
     run.audits = [item for item in _objects(run, "audit.json") if "verdict" in item]
     run.alignments = _alignments(_objects(run, "alignment.json"))
+    for item, excerpts in zip(run.alignments, _objects(run, "_excerpts.json"), strict=False):
+        if isinstance(excerpts.get("examples"), list):
+            item["examples"] = excerpts["examples"]
     _read_evaluation(run)
     _read_samples(run)
     for name in ("environment", "summary"):

@@ -153,11 +153,13 @@ def _write_setup(
             "student_dtype": student_dtype(config.student),
         },
     )
+    write_json(folder / "alignment.json", data.statistics)
+    # transformers leaves files with an underscore out of what it pushes to a hub.
     write_json(
-        folder / "alignment.json",
+        folder / "_excerpts.json",
         [
-            {**entry, "examples": alignment_excerpts(pairs.student, pair.vocab, data.sample)}
-            for pair, entry in zip(pairs.teachers, data.statistics, strict=True)
+            {"examples": alignment_excerpts(pairs.student, pair.vocab, data.sample)}
+            for pair in pairs.teachers
         ],
     )
 
