@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 PAIR ?= smollm2
 ASSETS ?= core
 
-.PHONY: demo test test-slow lint format docs bench assets assets-all install clean
+.PHONY: demo test test-slow test-gpu lint format docs bench assets assets-all install clean
 
 # The stamp is older than any file that decides what is installed.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -49,6 +49,10 @@ lint: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# On a machine with a CUDA device.
+test-gpu: install
+	$(BIN)/pytest -m gpu tests
 
 # Minutes; every setting (hours): `make bench FULL=1`. One of them: see benchmarks/bench_all.py.
 bench: assets
