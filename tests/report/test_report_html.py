@@ -390,3 +390,10 @@ def test_theme_button_and_keyboard_in_a_browser(browser: Browser, pages: dict[st
     assert tip.startswith("step 1\n")
     assert "training 7." in tip
     assert browser.errors == []
+
+
+def test_short_phases_are_read_without_exponents() -> None:
+    from xtoken.report.sections import _moment
+
+    written = [_moment(seconds) for seconds in (1.21e-05, 0.00132, 0.133, 0.9999, 1.808)]
+    assert written == ["under 1 ms", "1 ms", "133 ms", "1 s", "1.81 s"]

@@ -57,6 +57,17 @@ def test_values_that_are_not_finite_are_kept_and_named(tmp_path: Path) -> None:
     assert "kd: 3 values are not finite, first at step 2." in run.notes
 
 
+def test_figures_that_fail_together_share_a_note(tmp_path: Path) -> None:
+    lines = ['{"step": 1, "ce": 1.5, "kd": 1, "bpb": 2}', '{"step": 2, "ce": NaN, "kd": null}']
+    lines += ['{"step": 3, "ce": NaN, "kd": NaN, "bpb": NaN}']
+    run = load_run(metrics(tmp_path, "\n".join(lines) + "\n"))
+    said = [note for note in run.notes if "finite" in note]
+    assert said == [
+        "ce, kd: 2 values are not finite each, first at step 2.",
+        "bpb: 1 value is not finite, first at step 3.",
+    ]
+
+
 def test_resumed_run_shows_what_was_kept(tmp_path: Path) -> None:
     steps = [1, 2, 3, 4, 5, 3, 4, 5, 6]
     text = "".join(json.dumps({"step": s, "ce": i}) + "\n" for i, s in enumerate(steps))

@@ -101,6 +101,12 @@ def test_several_runs_name_what_differs(tmp_path: Path) -> None:
     assert "The runs have the same settings." in printed(report_terminal([runs[0], runs[0]]))
 
 
+def test_figures_carry_their_units(tmp_path: Path) -> None:
+    text = printed(report_terminal(load_run(make_run(tmp_path, steps=5))), 80)
+    for named in ("Cross-entropy (nats a token)", "Throughput (tokens/s)", "Time a step (s)"):
+        assert named in text
+
+
 def test_run_with_nothing_but_a_broken_file(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kd": NaN}\n')
     text = " ".join(printed(report_terminal(load_run(tmp_path)), 60).split())
@@ -120,3 +126,11 @@ def test_sparkline() -> None:
     assert sparkline([], 5) == ""
     assert len(sparkline(range(1000), 24)) == 24
     assert sparkline([0.0, 1.0], 10, ascii_only=True) == "_#"
+
+
+def test_pieces_of_a_numeral_are_told_from_their_weights() -> None:
+    report = audit_dict()
+    report["text"]["frequent_inexact"] = [
+        {"text": "201", "count": 3, "pieces": [["2", 0.9009], ["0", 0.0901]]}
+    ]
+    assert "2 (0.90), 0 (0.09)" in printed(render_audit(report), 80)

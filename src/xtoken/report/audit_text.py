@@ -212,8 +212,9 @@ def _text_parts(text: Mapping[str, Any], width: int) -> list[RenderableType]:
         table.add_column("times", justify="right")
         table.add_column("stands for", overflow="fold")
         for token in text["frequent_inexact"][: 8 if width >= NARROW else 5]:
-            pieces = " ".join(
-                f"{visible(piece.encode())} {weight:.2f}" for piece, weight in token["pieces"]
+            # In brackets: a numeral's pieces are numbers, too.
+            pieces = ", ".join(
+                f"{visible(piece.encode())} ({weight:.2f})" for piece, weight in token["pieces"]
             )
             table.add_row(
                 Text(visible(token["text"].encode())),

@@ -249,14 +249,26 @@ def _read_metrics(run: RunData) -> None:
     if not rows:
         run.notes.append("metrics.jsonl is empty: no curves.")
     run.metrics = _columns(rows)
-    for key, series in run.metrics.items():
-        bad = len(series) - len(series.finite())
+    run.notes += _not_finite(run.metrics)
+
+
+def _not_finite(metrics: Mapping[str, Series]) -> list[str]:
+    """Say which metrics are not finite: keys that fail alike share a sentence.
+
+    A diverged run has NaN in every figure from one step on; a line a figure would bury the rest.
+    """
+    alike: dict[tuple[float, int], list[str]] = {}
+    for key, series in metrics.items():
+        bad = [s for s, v in zip(series.steps, series.values, strict=True) if not math.isfinite(v)]
         if bad:
-            where = next(
-                s for s, v in zip(series.steps, series.values, strict=True) if not math.isfinite(v)
-            )
-            values = "value is" if bad == 1 else "values are"
-            run.notes.append(f"{key}: {bad} {values} not finite, first at step {where:g}.")
+            alike.setdefault((bad[0], len(bad)), []).append(key)
+    notes = []
+    for (step, count), keys in sorted(alike.items()):
+        values = "value is" if count == 1 else "values are"
+        each = " each" if len(keys) > 1 else ""
+        named = ", ".join(keys)
+        notes.append(f"{named}: {count} {values} not finite{each}, first at step {step:g}.")
+    return notes
 
 
 def _metrics_row(line: str) -> dict[str, float] | None:

@@ -40,7 +40,7 @@ def time_section(runs: Sequence[RunData]) -> str:
         total = sum(split.values())
         parts = (
             [
-                (phase, spent, f"{spent:.3g} s ({100 * spent / total:.0f} %)")
+                (phase, spent, f"{_moment(spent)} ({100 * spent / total:.0f} %)")
                 for phase, spent in split.items()
             ]
             if total > 0
@@ -170,6 +170,13 @@ def run_facts(run: RunData) -> str:
         if value and not isinstance(value, Mapping | list):
             items.append((label, str(value)))
     return facts(items)
+
+
+def _moment(seconds: float) -> str:
+    """Write a part of a step: `1.81 s`, `133 ms`, `under 1 ms` (1.21e-05 s is not read)."""
+    if seconds >= 0.9995:
+        return f"{seconds:.3g} s"
+    return f"{1000 * seconds:.0f} ms" if seconds >= 1e-3 else "under 1 ms"
 
 
 def duration(seconds: float) -> str:

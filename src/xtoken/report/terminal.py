@@ -85,7 +85,8 @@ def _one_run(run: RunData, width: int, plain: bool) -> list[RenderableType]:
 
 def _curve_table(run: RunData, width: int, plain: bool) -> Table:
     narrow = width < NARROW
-    room = 6 if narrow else max(8, min(32, width - 48))
+    # Beside the longest title and two numbers.
+    room = 6 if narrow else max(8, min(32, width - 54))
     table = plain_table()
     table.add_column("curve")
     if not narrow:
@@ -104,6 +105,8 @@ def _curve_table(run: RunData, width: int, plain: bool) -> Table:
                 if curve.name in ("training", chart.key)
                 else (f"{chart.title}, {curve.name}")
             )
+            if chart.unit not in ("", "%"):
+                name = f"{name} ({chart.unit})"
             first, last = (short(float(f"{factor * shown[i]:.3g}")) + suffix for i in (0, -1))
             bars = Text(sparkline(shown, room, ascii_only=plain), style="cyan")
             table.add_row(Text(name), *([] if narrow else [first]), bars, last)
