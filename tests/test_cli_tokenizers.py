@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import cli_calls
 from cli_calls import ok
+from xtoken.cli._app import app
 from xtoken.projection import Projection
 from xtoken.vocab import Vocabulary
 
@@ -116,6 +118,15 @@ def test_align_json_has_every_token_in_its_chunk(tiny_pair):
         assert sum(len(block[side]) for block in out["blocks"]) == len(out[f"{side}_ids"])
     assert sum(out["chunks"].values()) == max(out["student_chunk"]) + 1
     assert out["byte_coverage"] == 1.0
+
+
+def test_align_reads_the_beginning_of_a_corpus_and_says_so(tiny_pair, monkeypatch):
+    monkeypatch.setattr("xtoken.cli.align.MAX_CHARACTERS", 10)
+    pair = [str(folder) for folder in tiny_pair]
+    result = CliRunner().invoke(app, ["align", *pair, "201 people and more", "--json"])
+    assert "has 19 characters; the first 10 are aligned" in " ".join(result.stderr.split())
+    vocab = Vocabulary.from_pretrained(tiny_pair[0])
+    assert vocab.join_bytes(json.loads(result.stdout)["student_ids"]) == b"201 people"
 
 
 def test_align_wants_exactly_one_text(tiny_pair, text_file):

@@ -13,6 +13,8 @@ from xtoken.cli._output import Encoding, Html, Json, Student, Teacher, say, show
 from xtoken.errors import UsageError
 
 MAX_BLOCKS = 2000
+# Nobody reads more than this; a corpus given whole would take minutes and gigabytes.
+MAX_CHARACTERS = 1_000_000
 
 
 @app.command()
@@ -41,6 +43,12 @@ def align(
         content = text
     if not content:
         raise UsageError("The text is empty; give at least one character.")
+    if len(content) > MAX_CHARACTERS:
+        say(
+            f"The text has {len(content):,} characters; the first {MAX_CHARACTERS:,} are aligned. "
+            f"`xtoken audit --text` samples a corpus."
+        )
+        content = content[:MAX_CHARACTERS]
     from xtoken.align import align as make_alignment
     from xtoken.encode import encode_text
     from xtoken.report import alignment_page, blocks, render_alignment, write_page
