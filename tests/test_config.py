@@ -55,7 +55,7 @@ def test_minimal_run_has_the_documented_defaults(write):
     )
     assert run.data.train[0].path == "text.jsonl"
     assert run.loss.kind == "p_kl"
-    assert run.combine.scaling == "dynamic"
+    assert run.combine.scaling == "fixed"
     arguments = run.training_arguments()
     assert arguments["learning_rate"] == 5e-5
     assert arguments["lr_scheduler_type"] == "cosine"
@@ -270,7 +270,7 @@ def test_wrong_values_are_explained_with_their_override(write, override, says):
         (["loss={kind: gold, lambda_kl: 1}"], "set weights: fixed"),
         (["loss={kind: h_kl, lambda_uld: 0, uld_top_k: 5}"], "has no effect with lambda_uld: 0"),
         (["combine={kd: 0, ce: 0}"], "there is nothing to train"),
-        (["combine.ce=0"], "set combine.scaling: fixed"),
+        (["combine={ce: 0, scaling: dynamic}"], "set combine.scaling: fixed"),
         (["teachers.0.weight=0"], "give one a weight above 0"),
         (["teachers.1.model=big"], "is the same teacher with the same loss as teachers.0"),
         (

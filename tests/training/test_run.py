@@ -66,7 +66,11 @@ def logits_of(folder: Path, text: str) -> torch.Tensor:
 
 
 def test_a_run_leaves_a_student_and_its_story(make_config: Make, tiny_pair: Any) -> None:
-    config = make_config(data={"eval_split": 0.2}, training={"max_steps": 10, "eval_steps": 5})
+    config = make_config(
+        data={"eval_split": 0.2},
+        training={"max_steps": 10, "eval_steps": 5},
+        combine={"scaling": "dynamic"},
+    )
     result = quiet(config)
     folder = Path(config.output_dir)
     assert result.steps == 10

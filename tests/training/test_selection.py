@@ -167,7 +167,7 @@ def test_shares_are_logged_and_the_best_has_all(make_config: Callable[..., RunCo
 def test_the_scale_and_the_log_go_by_what_was_chosen(
     make_config: Callable[..., RunConfig], combine: dict[str, Any]
 ) -> None:
-    config = make_config("chosen", combine)
+    config = make_config("chosen", {**combine, "scaling": "dynamic"})
     train(config, progress="none")
     lines = [line for line in read_metrics(config.output_dir) if line["kind"] == "train"]
     assert lines
@@ -221,7 +221,7 @@ def test_learned_weights_are_written_and_differ(make_config: Callable[..., RunCo
     from xtoken.projection import Projection
 
     loss = {"kind": "p_kl", "weights": "learned", "weights_learning_rate": 0.1}
-    config = make_config("learned", {}, loss=loss)
+    config = make_config("learned", {"scaling": "dynamic"}, loss=loss)
     train(config, progress="none")
     folder = Path(config.output_dir)
     before = Projection.load(folder / "projection-0.safetensors")

@@ -169,7 +169,7 @@ class CombineSettings(Section):
 
     kd: NotNegative = 1.0
     ce: NotNegative = 1.0
-    scaling: Literal["fixed", "dynamic", "dynamic_lagged"] = "dynamic"
+    scaling: Literal["fixed", "dynamic", "dynamic_lagged"] = "fixed"
     teachers: Literal["sum", "average_logits", "best"] = "sum"
     teacher_weights: Literal["static", "ce", "entropy", "max_prob"] | None = None
     log_vocab_normalization: bool = False

@@ -40,7 +40,7 @@ class Combine:
 
     kd: float = 1.0
     ce: float = 1.0
-    scaling: Scaling = "dynamic"
+    scaling: Scaling = "fixed"
 
     def __post_init__(self) -> None:
         if self.scaling not in SCALINGS:
