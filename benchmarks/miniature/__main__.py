@@ -18,6 +18,7 @@ from benchmarks.miniature.sizes import SIZES
 from benchmarks.miniature.tables import write_tables
 
 RESULTS = Path("benchmarks/results/miniature")
+QUICK_ROWS = ["continued", "gold", "h_kl", "p_kl", "p_kl_fixed_scale", "path_kl"]
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     size.add_argument("--full", action="store_const", const="full", dest="size")
     size.add_argument("--size", choices=list(SIZES), help="`large` needs a GPU")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), help="these rows")
-    parser.add_argument("--columns", nargs="+", choices=list(COLUMNS), default=list(COLUMNS))
+    parser.add_argument("--columns", nargs="+", choices=list(COLUMNS))
     parser.add_argument("--rate", type=float, help="for every row, in place of the sweep")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--output", type=Path, help=f"default: {RESULTS}, or -SIZE beside it")
@@ -38,16 +39,18 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     output = args.output or (RESULTS if name == "full" else Path(f"runs/miniature-{name}"))
-    quick = ["continued", "gold", "p_kl", "h_kl", "path_kl"]
+    rows, columns, seeds = list(ROWS), list(COLUMNS), [0, 1, 2]
+    if name == "quick":
+        rows, columns, seeds = QUICK_ROWS, ["teacher_splits"], [0]
     if not args.tables_only:
         run_grid(
             SIZES[name],
             output,
             args.cache,
-            rows=args.only or (quick if name == "quick" else list(ROWS)),
-            columns=args.columns,
+            rows=args.only or rows,
+            columns=args.columns or columns,
             rate=args.rate,
-            seeds=args.seeds or ([0] if name == "quick" else [0, 1, 2]),
+            seeds=args.seeds or seeds,
         )
     print(write_tables(output))
     write_plots(output)

@@ -57,8 +57,6 @@ class Column:
 def build_column(name: str, size: Size, cache: Path, prose: Prose) -> Column:
     """Return a column; tokenizers and models are made on the first call, then read from disk."""
     folder = cache / size.name
-    if size.name == "quick":
-        folder = cache / "full"  # the same tokenizers and models
     folder.mkdir(parents=True, exist_ok=True)
     teacher_kind, student_kind = COLUMNS[name]
     vocabs = {
@@ -69,7 +67,7 @@ def build_column(name: str, size: Size, cache: Path, prose: Prose) -> Column:
         folder / f"teacher-{teacher_kind}",
         size.teacher,
         vocabs[teacher_kind],
-        size.mixture,
+        size.teacher_mixture,
         size.teacher_steps,
         size.teacher_rate,
         prose.train,

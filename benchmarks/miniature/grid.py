@@ -18,6 +18,9 @@ from benchmarks.miniature.sizes import Size
 
 from xtoken import __version__
 
+# A loss's learning rate is chosen here, for all columns.
+SWEEP_COLUMN = "teacher_splits"
+
 
 def write_json(path: Path, data: Any) -> None:
     """Write a file as a whole or not at all."""
@@ -61,6 +64,9 @@ def run_grid(
     """
     prose = prose or read_prose()
     write_json(folder / "surroundings.json", surroundings())
+    rates = dict.fromkeys(rows, rate or size.learning_rates[0])
+    if rate is None and size.sweep_steps:
+        rates = swept_rates(size, folder, cache, prose, rows)
     for name in columns:
         column = build_column(name, size, cache, prose)
         _reference(column, size, folder, prose)
@@ -70,7 +76,7 @@ def run_grid(
                 path = folder / "cells" / f"{name}--{row}--{seed}.json"
                 if path.exists():
                     continue
-                cell = run_cell(bench, row, seed, rate or _rate(bench, row, folder))
+                cell = run_cell(bench, row, seed, rates[row])
                 write_json(path, cell)
                 figures = cell["figures"]
                 print(
@@ -82,15 +88,20 @@ def run_grid(
                 )
 
 
-def _rate(bench: Bench, row: str, folder: Path) -> float:
-    """Return a row's learning rate, swept once and kept."""
-    if not bench.size.sweep_steps:
-        return bench.size.learning_rates[0]
-    path = folder / "sweep" / f"{bench.column.name}--{row}.json"
-    if not path.exists():
-        # A bench of its own, so that the sweep's teacher logits go when it ends.
-        write_json(path, sweep(Bench.of(bench.column, bench.prose, bench.size), row))
-    return float(json.loads(path.read_text(encoding="utf-8"))["rate"])
+def swept_rates(
+    size: Size, folder: Path, cache: Path, prose: Prose, rows: Sequence[str]
+) -> dict[str, float]:
+    """Return each row's learning rate, swept once (in one column) and kept."""
+    paths = {row: folder / "sweep" / f"{row}.json" for row in rows}
+    missing = [row for row, path in paths.items() if not path.exists()]
+    if missing:
+        bench = Bench.of(build_column(SWEEP_COLUMN, size, cache, prose), prose, size)
+        for row in missing:
+            if paths[row].exists():  # another process was here in the meantime
+                continue
+            write_json(paths[row], sweep(bench, row))
+            print(f"sweep {row}: {json.loads(paths[row].read_text())}", flush=True)
+    return {row: float(json.loads(path.read_text())["rate"]) for row, path in paths.items()}
 
 
 def _reference(column: Column, size: Size, folder: Path, prose: Prose) -> None:

@@ -19,7 +19,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of a run of the benchmark; `start_share` is the share of problems that a start sees."""
+    """Sizes of a run: models, steps, learning rates, and what a step's batch is made of."""
 
     name: str
     vocab_size: int
@@ -31,6 +31,7 @@ class Size:
     sweep_steps: int
     learning_rates: tuple[float, ...]
     mixture: Mixture = field(default_factory=Mixture)
+    teacher_mixture: Mixture = field(default_factory=Mixture)
     start_mixture: Mixture = field(default_factory=Mixture)
     teacher_rate: float = 2e-3
     start_rate: float = 2e-3
@@ -41,25 +42,31 @@ class Size:
 
 
 FEW_SUMS = Mixture(sums=8, words=2, prose=12)
+# The teacher reads more word problems and prose than the students do: it has to know all three.
+EVENLY = Mixture(sums=8, words=8, prose=8)
+CELLS = Mixture(sums=12, words=6, prose=6)
 FULL = Size(
     name="full",
     vocab_size=2048,
     teacher=Shape(128, 4, 4, 344),
     student=Shape(96, 3, 4, 256),
-    teacher_steps=1500,
+    teacher_steps=3000,
     start_steps=900,
     cell_steps=200,
     sweep_steps=60,
     learning_rates=(1.5e-3, 3e-3),
+    mixture=CELLS,
+    teacher_mixture=EVENLY,
     start_mixture=FEW_SUMS,
 )
+# Less of everything, and models of its own: a newcomer's first run has to make them too.
 QUICK = Size(
     name="quick",
     vocab_size=2048,
     teacher=FULL.teacher,
     student=FULL.student,
-    teacher_steps=1500,
-    start_steps=900,
+    teacher_steps=1200,
+    start_steps=600,
     cell_steps=120,
     sweep_steps=0,
     learning_rates=(3e-3,),
@@ -78,6 +85,7 @@ SMALLEST = Size(
     sweep_steps=0,
     learning_rates=(2e-3,),
     mixture=Mixture(2, 1, 2),
+    teacher_mixture=Mixture(2, 1, 2),
     start_mixture=Mixture(1, 1, 2),
     held_out_problems=20,
     prose_texts=4,
@@ -94,6 +102,8 @@ LARGE = Size(
     cell_steps=2000,
     sweep_steps=600,
     learning_rates=(3e-4, 1e-3, 3e-3),
+    mixture=CELLS,
+    teacher_mixture=EVENLY,
     start_mixture=FEW_SUMS,
     teacher_rate=1e-3,
     start_rate=1e-3,

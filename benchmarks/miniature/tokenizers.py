@@ -1,14 +1,15 @@
-"""Three byte-level BPE tokenizers, trained on one corpus, that differ exactly where it matters.
+"""Three byte-level BPE tokenizers that differ exactly where it matters.
 
 split    every digit is a token of its own (as Qwen, Gemma, SmolLM2)
 keep     numerals of one to three digits are whole (as Llama-3, o200k)
-keep2    the same numerals, other merges elsewhere: a leading space is a token of its own
+keep2    cut as `keep` cuts, with merges learnt from other text: Python's own documentation
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pydoc_data.topics import topics
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -19,7 +20,7 @@ WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?
 PATTERNS = {
     "split": WORDS % r"\p{N}",
     "keep": WORDS % r"\p{N}{1,3}",
-    "keep2": r"\p{L}+|\p{N}{1,3}|[^\s\p{L}\p{N}]+|\s+",
+    "keep2": WORDS % r"\p{N}{1,3}",
 }
 SPECIALS = ["<s>", "</s>", "<pad>"]
 # Every numeral stands in the corpus more often than any word, so that all of them are merged
@@ -43,6 +44,8 @@ def train_tokenizer(kind: str, texts: Sequence[str], vocab_size: int) -> PreTrai
         special_tokens=SPECIALS,
         show_progress=False,
     )
+    if kind == "keep2":
+        texts = list(topics.values())
     numerals = "\n".join(str(n) for n in range(1000))
     tokenizer.train_from_iterator([*texts, *[numerals] * NUMERAL_REPEATS], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(

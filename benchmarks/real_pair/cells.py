@@ -43,8 +43,7 @@ NAMES = [
     "bpm",
     "uld",
 ]
-ALL = MINIATURE | {"path_kl_fixed_scale": Row("path_kl", scaling="fixed")}
-ROWS: dict[str, Row] = {name: ALL[name] for name in NAMES}
+ROWS: dict[str, Row] = {name: MINIATURE[name] for name in NAMES}
 # Figures of the objective that a cell keeps, and at how many steps of a training.
 FIGURES = ("ce", "kd", "scale", "agreement", "kept_mass", "grad_norm")
 POINTS = 8
