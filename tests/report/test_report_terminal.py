@@ -134,3 +134,14 @@ def test_pieces_of_a_numeral_are_told_from_their_weights() -> None:
         {"text": "201", "count": 3, "pieces": [["2", 0.9009], ["0", 0.0901]]}
     ]
     assert "2 (0.90), 0 (0.09)" in printed(render_audit(report), 80)
+
+
+def test_a_run_that_diverged_says_so_at_the_top(tmp_path: Path) -> None:
+    fine = make_run(tmp_path / "fine")
+    assert "diverged" not in printed(report_terminal([load_run(fine)]))
+    lines = ['{"step": 1, "loss": 2.0}', '{"step": 2, "loss": NaN}', '{"step": 3, "loss": NaN}']
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    top = " ".join(printed(report_terminal([load_run(folder)])).split()[:40])
+    assert "it diverged: its loss is not finite from step 2 on" in top

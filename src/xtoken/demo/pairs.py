@@ -63,7 +63,7 @@ PAIRS = {
         held_out=40,
         learning_rate=1e-3,
         loss={"kind": "p_kl"},
-        combine={"scaling": "fixed"},
+        combine={"scaling": "dynamic"},
     ),
     "gemma": DemoPair(
         name="gemma",
@@ -75,7 +75,7 @@ PAIRS = {
         held_out=24,
         learning_rate=3e-5,
         loss={"kind": "p_kl"},
-        combine={"scaling": "fixed"},
+        combine={"scaling": "dynamic"},
     ),
 }
 

@@ -51,11 +51,18 @@ def _difference_parts(runs: Sequence[RunData]) -> list[RenderableType]:
 
 
 def headline(run: RunData) -> str:
-    """Say in one line who learnt from whom, how, and for how long."""
+    """Say in one line who learnt from whom, how, for how long, and whether it went wrong."""
     teachers = " and ".join(run.teachers)
     kind = run.loss_kind
     loss = f" by {LOSS_NAMES.get(kind, kind)}" if kind else ""
     steps = f", {run.steps:,} steps" if run.steps else ""
+    series = run.metrics.get("loss")
+    bad = [] if series is None else [
+        step for step, value in zip(series.steps, series.values, strict=True)
+        if not math.isfinite(value)
+    ]  # fmt: skip
+    if bad:
+        steps += f"; it diverged: its loss is not finite from step {bad[0]:g} on"
     if not run.distils:
         return f"{run.student} learns from the text alone, by cross-entropy{steps}"
     learnt = f" learns from {teachers}{loss}" if teachers else loss
