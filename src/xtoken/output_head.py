@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from xtoken.errors import XTokenError
 from xtoken.losses.chunked_head import Hidden, OutputHead
-from xtoken.losses.job import HEAD_BYTES
 
 # Logits of a batch up to this size are better held: a head that several losses and figures go
-# through costs more than that memory is worth. Twice what a block may take.
-HELD_BYTES = {kind: 2 * size for kind, size in HEAD_BYTES.items()}
+# through costs more than that memory is worth.
+HELD_BYTES = {"cpu": 2**28, "cuda": 2**30}
 # What the trial run's logits are scaled to: far enough out that a soft cap (30 to 50 in public
 # models) or a scale that was overlooked shows.
 TRIAL_SPREAD = 20.0

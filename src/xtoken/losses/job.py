@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 # stay in the cache; a GPU wants enough work a kernel.
 BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**28}
 LEAST_BLOCK_ROWS = 8
-# The same for what goes through an output head at a time: each time all of its weight is read.
-HEAD_BYTES = {"cpu": 2**27, "cuda": 2**29}
+# The same for what goes through an output head at a time: each time all of its weight is read,
+# and each time the whole gradient of the weight is added to.
+HEAD_BYTES = {"cpu": 2**28, "cuda": 2**29}
 LEAST_HEAD_ROWS = 16
 
 
@@ -77,6 +78,16 @@ class Job:
         if self.block_rows is None:
             self.block_rows = max(LEAST_BLOCK_ROWS, BLOCK_BYTES[kind] // row_bytes)
         if self.head_rows is None:
+            # A teacher that gives less than logits forms none.
+            row_bytes = 4 * max(
+                t.loss.student_size
+                + (
+                    t.loss.teacher_size
+                    if t.teacher is not None and t.teacher.signal == "dense"
+                    else 0
+                )
+                for t in self.terms
+            )
             self.head_rows = max(LEAST_HEAD_ROWS, HEAD_BYTES[kind] // row_bytes)
 
     # ------------------------------------------------------------------ all parts

@@ -25,7 +25,7 @@ OPTIMIZER_BYTES = {
 }
 # Blocks of logits, their gradient and what a loss makes of them, either side: about four times
 # what the logits of a block may take (`losses.job.HEAD_BYTES`).
-HEAD_BLOCK = 0.5 * GIB
+HEAD_BLOCK = 1.0 * GIB
 
 
 @dataclass(frozen=True)
