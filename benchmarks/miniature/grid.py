@@ -17,6 +17,7 @@ from benchmarks.miniature.metrics import measure
 from benchmarks.miniature.sizes import Size
 
 from xtoken import __version__
+from xtoken.evaluation.files import write_whole
 
 # A loss's learning rate is chosen here, for all columns.
 SWEEP_COLUMN = "teacher_splits"
@@ -24,10 +25,7 @@ SWEEP_COLUMN = "teacher_splits"
 
 def write_json(path: Path, data: Any) -> None:
     """Write a file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
 
 
 def surroundings() -> dict[str, str]:

@@ -28,7 +28,8 @@ def write_plots(folder: Path) -> list[Path]:
     return found
 
 
-def _save(chart: Any, path: Path) -> Path:
+def save_chart(chart: Any, path: Path) -> Path:
+    """Write a chart as SVG, whole or not at all, and close it."""
     from matplotlib import pyplot
 
     chart.tight_layout()
@@ -58,7 +59,7 @@ def _bars(folder: Path, column: str, rows: Cells, names: list[str], title: str) 
     axes.set_xticks(np.arange(len(rows)) + 0.4 - width / 2, list(rows), rotation=40, ha="right")
     axes.set_title(f"{column}: {title}")
     axes.legend()
-    return _save(chart, folder / f"{column}-{title}.svg")
+    return save_chart(chart, folder / f"{column}-{title}.svg")
 
 
 def _curves(folder: Path, column: str, rows: Cells) -> Path:
@@ -74,4 +75,4 @@ def _curves(folder: Path, column: str, rows: Cells) -> Path:
     axes.set_ylabel("probability on numeral tokens")
     axes.set_title(f"{column}: at the answers of held-out sums")
     axes.legend(fontsize=7, ncol=2)
-    return _save(chart, folder / f"{column}-numeral-mass.svg")
+    return save_chart(chart, folder / f"{column}-numeral-mass.svg")

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from xtoken.evaluation.files import write_whole
+
 BASELINE = "continued"
 # Name in the table, path in a cell's figures.
 FIGURES = {
@@ -65,6 +67,14 @@ def paired(
     return float(gaps.mean()), float(low), float(high)
 
 
+def mean_text(values: list[float]) -> str:
+    """Return the mean and the standard deviation between seeds; "" where a value is missing."""
+    if not np.isfinite(values).all():
+        return ""
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
 def column_table(rows: dict[str, dict[int, dict[str, Any]]], reference: dict[str, Any]) -> str:
     """Return a column's table in Markdown: means with their spread, differences on sums."""
     names = list(FIGURES)
@@ -84,9 +94,7 @@ def column_table(rows: dict[str, dict[int, dict[str, Any]]], reference: dict[str
         cells = rows[name]
         shown = []
         for path in FIGURES.values():
-            values = [figure(cell["figures"], path) for cell in cells.values()]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            shown.append(f"{np.mean(values):.3f}{spread}")
+            shown.append(mean_text([figure(cell["figures"], path) for cell in cells.values()]))
         gap = paired(cells, rows.get(BASELINE, {}), ("sums", "all"))
         text = ""
         if gap and name != BASELINE:
@@ -118,11 +126,6 @@ def write_tables(folder: Path) -> str:
             for row, cells in rows.items()
         }
     text = "\n".join(parts)
-    for name, content in (
-        ("tables.md", text),
-        ("summary.json", json.dumps(summary, indent=1, sort_keys=True) + "\n"),
-    ):
-        partial = folder / f"{name}.partial"
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(folder / name)
+    write_whole(folder / "tables.md", text)
+    write_whole(folder / "summary.json", json.dumps(summary, indent=1, sort_keys=True) + "\n")
     return text

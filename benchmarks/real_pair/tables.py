@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 from benchmarks.miniature.grid import write_json
-from benchmarks.miniature.tables import BASELINE, figure, paired
+from benchmarks.miniature.plots import save_chart
+from benchmarks.miniature.tables import BASELINE, figure, mean_text, paired
 from benchmarks.real_pair.cells import NAMES
+
+from xtoken.evaluation.files import write_whole
 
 FIGURES = {
     "bpb prose": ("bpb", "prose"),
@@ -49,9 +52,7 @@ def write_tables(folder: Path) -> str:
         parts.append(f"## {case}\n\n{_table(rows, reference)}\n\n{_notes(rows, reference)}\n")
         summary[case] = _summary(rows, reference)
     text = "\n".join(parts)
-    partial = folder / "tables.md.partial"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(folder / "tables.md")
+    write_whole(folder / "tables.md", text)
     write_json(folder / "summary.json", summary)
     return text
 
@@ -65,11 +66,11 @@ def _table(rows: Rows, reference: dict[str, Any]) -> str:
     heads = ["row", "seeds", *shown, "prose against continued", *COSTS]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for who in ("teacher", "start"):
-        values = [_text([figure(reference[who], path)]) for path in shown.values()]
+        values = [mean_text([figure(reference[who], path)]) for path in shown.values()]
         lines.append(f"| *{who}* | | {' | '.join(values)} | | | |")
     for name, cells in rows.items():
         values = [
-            _text([figure(cell["figures"], path) for cell in cells.values()])
+            mean_text([figure(cell["figures"], path) for cell in cells.values()])
             for path in shown.values()
         ]
         costs = [np.mean([_cost(c, path) for c in cells.values()]) for path in COSTS.values()]
@@ -79,13 +80,6 @@ def _table(rows: Rows, reference: dict[str, Any]) -> str:
             f"{costs[1] / 1024:.1f} |"
         )
     return "\n".join(lines)
-
-
-def _text(values: list[float]) -> str:
-    if not all(map(math.isfinite, values)):
-        return ""
-    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread}"
 
 
 def _cost(cell: dict[str, Any], path: tuple[str, ...]) -> float:
@@ -207,11 +201,5 @@ def write_plots(folder: Path) -> list[Path]:
         axes.set_ylabel("change of bits per byte")
         axes.set_title(f"{case}: held-out bits per byte against the start (lower is better)")
         axes.legend()
-        chart.tight_layout()
-        target = folder / f"{case}-bits-per-byte.svg"
-        partial = target.with_name(target.name + ".partial")
-        chart.savefig(partial, format="svg", metadata={"Date": None})
-        partial.replace(target)
-        pyplot.close(chart)
-        found.append(target)
+        found.append(save_chart(chart, folder / f"{case}-bits-per-byte.svg"))
     return found

@@ -73,21 +73,11 @@ class Job:
         wide = any(x.dtype == torch.float64 for source in sources for x in source.inputs)
         self.dtype = torch.float64 if wide else torch.float32
         self.device = self.student.inputs[0].device
-        row_bytes = 4 * max(t.loss.student_size + t.loss.teacher_size for t in self.terms)
+        row_bytes = 4 * max(_columns(term) for term in self.terms)
         kind = self.device.type if self.device.type in BLOCK_BYTES else "cuda"
         if self.block_rows is None:
             self.block_rows = max(LEAST_BLOCK_ROWS, BLOCK_BYTES[kind] // row_bytes)
         if self.head_rows is None:
-            # A teacher that gives less than logits forms none.
-            row_bytes = 4 * max(
-                t.loss.student_size
-                + (
-                    t.loss.teacher_size
-                    if t.teacher is not None and t.teacher.signal == "dense"
-                    else 0
-                )
-                for t in self.terms
-            )
             self.head_rows = max(LEAST_HEAD_ROWS, HEAD_BYTES[kind] // row_bytes)
 
     # ------------------------------------------------------------------ all parts
@@ -247,6 +237,12 @@ class Job:
             logits_RV.div_(loss.temperature)
             max_R = max_R / loss.temperature
         return logits_RV, max_R
+
+
+def _columns(term: Term) -> int:
+    """Return how many logits a row has on both sides; a teacher that gives less forms none."""
+    dense = term.teacher is not None and term.teacher.signal == "dense"
+    return term.loss.student_size + (term.loss.teacher_size if dense else 0)
 
 
 def _leaves(term: Term, student: Rows, block: Chunks) -> list[tuple[Tensor, Tensor]]:

@@ -56,6 +56,10 @@ class Series:
         kept = [(s, v) for s, v in zip(self.steps, self.values, strict=True) if math.isfinite(v)]
         return Series(tuple(s for s, _ in kept), tuple(v for _, v in kept))
 
+    def broken_steps(self) -> list[float]:
+        """Return the steps whose values are not finite."""
+        return [s for s, v in zip(self.steps, self.values, strict=True) if not math.isfinite(v)]
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -259,7 +263,7 @@ def _not_finite(metrics: Mapping[str, Series]) -> list[str]:
     """
     alike: dict[tuple[float, int], list[str]] = {}
     for key, series in metrics.items():
-        bad = [s for s, v in zip(series.steps, series.values, strict=True) if not math.isfinite(v)]
+        bad = series.broken_steps()
         if bad:
             alike.setdefault((bad[0], len(bad)), []).append(key)
     notes = []

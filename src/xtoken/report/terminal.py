@@ -56,11 +56,7 @@ def headline(run: RunData) -> str:
     kind = run.loss_kind
     loss = f" by {LOSS_NAMES.get(kind, kind)}" if kind else ""
     steps = f", {run.steps:,} steps" if run.steps else ""
-    series = run.metrics.get("loss")
-    bad = [] if series is None else [
-        step for step, value in zip(series.steps, series.values, strict=True)
-        if not math.isfinite(value)
-    ]  # fmt: skip
+    bad = run.metrics["loss"].broken_steps() if "loss" in run.metrics else []
     if bad:
         steps += f"; it diverged: its loss is not finite from step {bad[0]:g} on"
     if not run.distils:
