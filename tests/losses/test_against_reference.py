@@ -133,6 +133,30 @@ def test_p_kl_where_no_teacher_id_is_masked():
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("unfolded", [False, True], ids=["all fold", "one folds nowhere"])
+def test_p_kl_with_columns_of_every_kind(temperature, unfolded):
+    """0 and 1 match alone, 2 and 3 are sums, 4 folds into 2, 5 folds into 3 or nowhere."""
+    projection = Projection.from_arrays(
+        np.array([[0, -1], [2, 3], [1, -1], [3, -1]], dtype=np.int32),
+        np.array([[1, 0], [0.9, 0.1], [1, 0], [1, 0]], dtype=np.float32),
+        exact=np.array([True, False, True, True]),
+        teacher_size=7,
+        student_masked=np.zeros(4, dtype=bool),
+        teacher_masked=np.arange(7) == 6,
+        teacher_fold=np.array([0, 1, 2, 3, 2, -1 if unfolded else 3, -1], dtype=np.int32),
+    )
+    case = make_case(projection)
+    case.teacher[:, 5] += 6.0  # the largest of its row
+    result, gradient = run(PKL(projection, temperature=temperature), case)
+    expected, expected_gradient = run_reference(reference.p_kl, case, temperature=temperature)
+    torch.testing.assert_close(result.total, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-10)
+    rows_CU = case.teacher[case.chunks.teacher_start_C, :6] / temperature
+    kept = rows_CU.softmax(-1)[:, :4].sum()
+    torch.testing.assert_close(result.metrics["kept_mass"][0], kept, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("kind", sorted(LOSSES))
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_gradcheck(kind, pooling):
