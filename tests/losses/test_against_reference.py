@@ -157,6 +157,44 @@ def test_p_kl_with_columns_of_every_kind(temperature, unfolded):
     torch.testing.assert_close(result.metrics["kept_mass"][0], kept, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_p_kl_rest_where_columns_share_tokens(k, temperature):
+    """Tokens read by several listed columns, one read by none, one whose pieces are masked."""
+    projection = Projection.from_arrays(
+        np.array([[0, -1], [1, 2], [1, 3], [-1, -1], [3, 0], [4, -1]], dtype=np.int32),
+        np.array([[1, 0], [0.9, 0.1], [0.3, 0.7], [0, 0], [0.6, 0.4], [1, 0]], dtype=np.float32),
+        exact=np.array([True, False, False, False, False, False]),
+        teacher_size=6,
+        student_masked=np.zeros(6, dtype=bool),
+        teacher_masked=np.arange(6) == 4,
+        teacher_fold=np.array([0, 1, 2, 3, -1, 3], dtype=np.int32),
+    )
+    case = make_case(projection)
+    loss = PKL(projection, support="topk_rest", top_k=k, temperature=temperature)
+    result, gradient = run(loss, case)
+    expected, expected_gradient = run_reference(
+        reference.p_kl, case, support="topk_rest", top_k=k, temperature=temperature
+    )
+    torch.testing.assert_close(result.total, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-10)
+    single, single_gradient = run(loss, case.to(torch.float32))
+    torch.testing.assert_close(single.total.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(single_gradient.double(), expected_gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_p_kl_rest_of_a_confident_student():
+    """REST is right where it is a millionth: not one minus what is listed."""
+    projection = small_projection()
+    case = make_case(projection)
+    case.student[:, 2] += 16.0
+    loss = PKL(projection, support="topk_rest", top_k=3)
+    settings = {"support": "topk_rest", "top_k": 3}
+    _, expected = run_reference(reference.p_kl, case.to(torch.float32).to(torch.float64), **settings)
+    _, gradient = run(loss, case.to(torch.float32))
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", sorted(LOSSES))
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_gradcheck(kind, pooling):

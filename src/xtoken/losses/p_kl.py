@@ -18,6 +18,7 @@ from xtoken.losses.loss import Loss
 from xtoken.losses.p_kl_fused import ProjectedKL
 from xtoken.losses.pooling import MASKED, POOLINGS, Rows, rest_log_prob, segment_mean
 from xtoken.losses.projector import Projector
+from xtoken.losses.top_k_fused import ListedKL
 from xtoken.losses.top_k_rest import keep_top, merge_listed, rest_of
 
 if TYPE_CHECKING:
@@ -151,21 +152,19 @@ class PKL(Loss):
     def block(self, student: Rows, teacher: Rows, state: Any = None) -> LossResult:
         """See `Loss.block`; `state` is what `prepare` returned."""
         if self._fused():
+            if self.support == "topk_rest":
+                return self._block_listed(student, teacher, state)
             return self._block_fused(student, teacher)
         student_parts = self._student(student, state)
         with torch.no_grad():
-            if teacher.signal == "topk":
-                teacher_parts, top_CK, used_CK, kept = self._listed(teacher)
+            if self.support == "topk_rest":
+                top_CK, p_log, used_CK, kept = self._top(teacher, state)
+                teacher_parts = [p_log]
             else:
                 teacher_parts, kept = self._teacher(teacher, state)
-                if self.support == "topk_rest":
-                    top_CK, p_log = keep_top(teacher_parts[0], self.top_k)
-                    teacher_parts, kept = [p_log], kept.gather(1, top_CK).sum(-1)
         if self.support == "topk_rest":
-            student_parts = [rest_of(student_parts[0], top_CK)]
-            if teacher.signal == "topk":
-                unused = torch.nn.functional.pad(~used_CK, (0, 1))
-                student_parts = [student_parts[0].masked_fill(unused, MASKED)]
+            unused = torch.nn.functional.pad(~used_CK, (0, 1))
+            student_parts = [rest_of(student_parts[0], top_CK).masked_fill(unused, MASKED)]
         per_chunk_C: Tensor = torch.zeros_like(kept)
         for p_log_CX, q_log_CX in zip(teacher_parts, student_parts, strict=True):
             per_chunk_C = per_chunk_C + divergence(
@@ -175,8 +174,8 @@ class PKL(Loss):
 
     def _fused(self) -> bool:
         forward = self.direction == "teacher_to_student"
-        plain = self.support == "full" and self.pooling == "first" and forward
-        return plain and self.learned is None
+        fits = self.support in ("full", "topk_rest") and self.pooling == "first" and forward
+        return fits and self.learned is None
 
     def _block_fused(self, student: Rows, teacher: Rows) -> LossResult:
         """Return what `block` does, for the settings that most runs have, in less time."""
@@ -188,6 +187,13 @@ class PKL(Loss):
             teacher_max_C,
         )  # fmt: skip
         return self.result(per_chunk_C, kept_mass=kept_C * share_C)
+
+    def _block_listed(self, student: Rows, teacher: Rows, state: Any) -> LossResult:
+        """Return the same under `topk_rest`, without forming a column that isn't listed."""
+        with torch.no_grad():
+            top_CK, p_log, used_CK, kept = self._top(teacher, state)
+        per_chunk_C = ListedKL.apply(student.logits_RV, top_CK, p_log, used_CK, self.projector)
+        return self.result(per_chunk_C, kept_mass=kept)
 
     # Measures are lists of parts whose divergences add up: [plain, mixed] columns where nothing
     # has to look across them, else one part with all columns.
@@ -254,13 +260,18 @@ class PKL(Loss):
         unfolded_R = pick(logits_RU, unfolded_X).logsumexp(-1)
         return masked_RU, torch.sigmoid(masked_RU.logsumexp(-1) - unfolded_R)
 
-    def _listed(self, rows: Rows) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """Return what `keep_top` does, of a teacher that gives its likeliest ids alone.
+    def _top(self, rows: Rows, state: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the k columns, log p there with REST, which of them are used, and their mass.
 
-        That is log p with REST, the columns, which of them are used, and the mass they hold.
+        [C, k], [C, k + 1], bool[C, k] and, before folding where that is known, [C].
         """
-        assert rows.ids_RK is not None
-        column_CK = self.projector.column_U[rows.ids_RK.clamp_min(0)]
-        column_CK = column_CK.masked_fill(rows.ids_RK < 0, -1)
-        top_CK, p_log, used_CK = merge_listed(column_CK, rows.logits_RV, self.top_k)
-        return [p_log], top_CK, used_CK, p_log[:, :-1].exp().sum(-1)
+        if rows.signal == "topk":
+            assert rows.ids_RK is not None
+            column_CK = self.projector.column_U[rows.ids_RK.clamp_min(0)]
+            column_CK = column_CK.masked_fill(rows.ids_RK < 0, -1)
+            top_CK, p_log, used_CK = merge_listed(column_CK, rows.logits_RV, self.top_k)
+            return top_CK, p_log, used_CK, p_log[:, :-1].exp().sum(-1)
+        (p_log_CR,), kept_CR = self._teacher(rows, state)
+        top_CK, p_log = keep_top(p_log_CR, self.top_k)
+        used_CK = torch.ones_like(top_CK, dtype=torch.bool)
+        return top_CK, p_log, used_CK, kept_CR.gather(1, top_CK).sum(-1)

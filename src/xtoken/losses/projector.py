@@ -41,6 +41,11 @@ class Projector(nn.Module):
             column by column from fold_offset_Y (int32).
         column_U: the column that a teacher id's mass goes to under support `full`, -1: none.
         unfolded_X: teacher ids that are not masked and fold nowhere.
+        column_student_E, column_weight_E (float32): the student ids and weights of W's entries,
+            column by column (plain ones too) from column_offset_R; it has R + 1.
+        row_sum_V: float64, the sum of each student id's weights: 0 without an entry.
+        short_X: student ids, not masked, whose sum isn't one, furthest first: `coarsely_short` of
+            them for more reasons than float32's rounding.
     """
 
     reached_R: Tensor
@@ -66,6 +71,11 @@ class Projector(nn.Module):
     fold_offset_Y: Tensor
     column_U: Tensor
     unfolded_X: Tensor
+    column_student_E: Tensor
+    column_weight_E: Tensor
+    column_offset_R: Tensor
+    row_sum_V: Tensor
+    short_X: Tensor
     student_masked_X: Tensor
     teacher_masked_X: Tensor
 
@@ -77,6 +87,11 @@ class Projector(nn.Module):
         teacher_masked = np.asarray(projection.teacher_masked, dtype=bool)
         row, slot, column, weight = _entries(projection, student_masked, teacher_masked)
         reached = np.bincount(column, minlength=U) > 0
+        # Of the weights as the losses read them.
+        row_sum = np.bincount(row, weights=weight.astype(np.float32), minlength=V)
+        short_by = np.where(student_masked, 0.0, np.abs(1.0 - row_sum))
+        short = np.argsort(-short_by, kind="stable")
+        self.coarsely_short = int((short_by > 1e-6).sum())
 
         fold = np.asarray(projection.teacher_fold, dtype=np.int64).copy()
         fold[(fold >= 0) & ~reached[np.maximum(fold, 0)]] = -1
@@ -139,6 +154,13 @@ class Projector(nn.Module):
         place_of_column[mixed_teacher] += len(plain_teacher)
         self._keep("column_U", np.where(fold >= 0, place_of_column[np.maximum(fold, 0)], -1))
         self._keep("unfolded_X", np.flatnonzero((fold < 0) & ~teacher_masked))
+        self._keep("column_student_E", np.concatenate([plain_student, row]))
+        in_column = np.concatenate([np.ones(len(plain_student)), weight])
+        self._keep("column_weight_E", in_column, np.float32)
+        P, E = len(plain_student), len(in_column)
+        self._keep("column_offset_R", np.concatenate([np.arange(P), P + _offsets(bag, Y), [E]]))
+        self._keep("row_sum_V", row_sum, np.float64)
+        self._keep("short_X", short[: int((short_by > 0).sum())])
         self._keep("student_masked_X", np.flatnonzero(student_masked))
         self._keep("teacher_masked_X", np.flatnonzero(teacher_masked))
 
