@@ -48,17 +48,16 @@ class Row:
     on_teacher_text: bool = False
 
 
+# The form that X-Token's paper argues about: KL on the common part, both weights 1.
+GOLD_OF_THE_PAPER = {
+    "direction": "teacher_to_student",
+    "weights": "fixed",
+    "lambda_kl": 1.0,
+    "lambda_uld": 1.0,
+}
 ROWS: dict[str, Row] = {
     "continued": Row(),
-    "gold": Row(
-        "gold",
-        {
-            "direction": "teacher_to_student",
-            "weights": "fixed",
-            "lambda_kl": 1.0,
-            "lambda_uld": 1.0,
-        },
-    ),
+    "gold": Row("gold", GOLD_OF_THE_PAPER),
     "p_kl": Row("p_kl"),
     "path_kl": Row("path_kl"),
     "csd": Row("csd"),
@@ -74,6 +73,11 @@ ROWS: dict[str, Row] = {
     "sequence_kd": Row(on_teacher_text=True),
     "uld": Row("uld"),
     "gold_trl": Row("gold"),
+    "gold_fixed_scale": Row("gold", GOLD_OF_THE_PAPER, scaling="fixed"),
+    "alm_fixed_scale": Row("alm", scaling="fixed"),
+    "csd_fixed_scale": Row("csd", scaling="fixed"),
+    "strict_fixed_scale": Row("strict", scaling="fixed"),
+    "bpm_fixed_scale": Row("bpm", scaling="fixed"),
 }
 
 

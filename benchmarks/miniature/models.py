@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from benchmarks.miniature.problems import Mixture, plans, written
-from benchmarks.miniature.sizes import Shape
+from benchmarks.miniature.sizes import Lesson, Shape
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -88,9 +88,7 @@ def pretrained(
     place: Path,
     shape: Shape,
     vocab: Vocabulary,
-    mixture: Mixture,
-    steps: int,
-    rate: float,
+    lesson: Lesson,
     prose: Sequence[str],
     *,
     seed: int,
@@ -103,6 +101,7 @@ def pretrained(
     """
     if (place / "config.json").exists():
         return LlamaForCausalLM.from_pretrained(place).to(device)
+    mixture, steps, rate = lesson.mixture, lesson.steps, lesson.rate
     texts = [written(plan) for plan in plans(mixture, steps, "train", prose, seed)]
     rows, collate = rows_of(texts, vocab), PairCollator.of(vocab, [])
     model = new_model(shape, vocab, seed).to(device)
