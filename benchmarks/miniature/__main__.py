@@ -15,7 +15,8 @@ from benchmarks.miniature.columns import COLUMNS
 from benchmarks.miniature.grid import run_grid
 from benchmarks.miniature.plots import write_plots
 from benchmarks.miniature.sizes import SIZES
-from benchmarks.miniature.tables import write_tables
+from benchmarks.miniature.tables import tables, write_tables
+from benchmarks.pages import update
 
 RESULTS = Path("benchmarks/results/miniature")
 QUICK_ROWS = ["continued", "gold", "h_kl", "p_kl", "p_kl_fixed_scale", "path_kl"]
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help=f"default: {RESULTS}, or -SIZE beside it")
     parser.add_argument("--cache", type=Path, default=Path(".cache/miniature"))
     parser.add_argument("--tables-only", action="store_true", help="run nothing")
+    parser.add_argument("--page", type=Path, help="put the tables into this page of the docs")
     args = parser.parse_args()
     name = args.size or "quick"
     torch.set_num_threads(1)
@@ -54,6 +56,8 @@ def main() -> None:
         )
     print(write_tables(output))
     write_plots(output)
+    if args.page:
+        update(args.page, tables(output))
 
 
 if __name__ == "__main__":

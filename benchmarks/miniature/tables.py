@@ -24,6 +24,13 @@ FIGURES = {
     "numeral mass": ("numerals", "mass"),
     "agreement": ("agreement",),
 }
+# The tables of a column: figures shown, and the one compared with continued training.
+TABLES = {
+    "problems": (["sums", "2 digits", "3 digits", "words", "numeral mass"], "sums"),
+    "text": (["bpb prose", "bpb numerals", "bpb all", "agreement"], "bpb prose"),
+}
+# Of a figure, by itself: its best row first.
+LOWER_IS_BETTER = ("bpb",)
 RESAMPLES = 10_000
 
 Grid = dict[str, dict[str, dict[int, dict[str, Any]]]]
@@ -75,27 +82,36 @@ def mean_text(values: list[float]) -> str:
     return f"{np.mean(values):.3f}{spread}"
 
 
-def column_table(rows: dict[str, dict[int, dict[str, Any]]], reference: dict[str, Any]) -> str:
-    """Return a column's table in Markdown: means with their spread, differences on sums."""
-    names = list(FIGURES)
+def column_table(
+    rows: dict[str, dict[int, dict[str, Any]]],
+    reference: dict[str, Any],
+    names: list[str],
+    compared: str,
+) -> str:
+    """Return a table in Markdown: means with their spread, and one figure's difference.
+
+    The row with the best of that figure comes first.
+    """
+    path = FIGURES[compared]
     lines = [
-        "| row | seeds | " + " | ".join(names) + " | sums against continued |",
+        f"| row | seeds | {' | '.join(names)} | {compared} against continued |",
         "|---" * (len(names) + 3) + "|",
     ]
     for who in ("teacher", "start"):
         if who in reference:
             values = [f"{figure(reference[who], FIGURES[name]):.3f}" for name in names]
             lines.append(f"| *{who}* | | " + " | ".join(values) + " | |")
+    sign = 1 if compared.startswith(LOWER_IS_BETTER) else -1
     order = sorted(
-        rows,
-        key=lambda r: -np.mean([figure(c["figures"], ("sums", "all")) for c in rows[r].values()]),
+        rows, key=lambda r: sign * np.mean([figure(c["figures"], path) for c in rows[r].values()])
     )
     for name in order:
         cells = rows[name]
-        shown = []
-        for path in FIGURES.values():
-            shown.append(mean_text([figure(cell["figures"], path) for cell in cells.values()]))
-        gap = paired(cells, rows.get(BASELINE, {}), ("sums", "all"))
+        shown = [
+            mean_text([figure(cell["figures"], FIGURES[key]) for cell in cells.values()])
+            for key in names
+        ]
+        gap = paired(cells, rows.get(BASELINE, {}), path)
         text = ""
         if gap and name != BASELINE:
             text = f"{gap[0]:+.3f}"
@@ -104,15 +120,21 @@ def column_table(rows: dict[str, dict[int, dict[str, Any]]], reference: dict[str
     return "\n".join(lines)
 
 
-def write_tables(folder: Path) -> str:
-    """Write `tables.md` and `summary.json` from the finished cells; returns the Markdown."""
-    grid = read_cells(folder)
-    parts, summary = [], {}
-    for column, rows in grid.items():
+def tables(folder: Path) -> dict[str, str]:
+    """Return every table of the finished cells in Markdown, by `COLUMN problems`, `COLUMN text`."""
+    found = {}
+    for column, rows in read_cells(folder).items():
         path = folder / "reference" / f"{column}.json"
         reference = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        parts.append(f"## {column}\n\n{column_table(rows, reference)}\n")
-        summary[column] = {
+        for name, (names, compared) in TABLES.items():
+            found[f"{column} {name}"] = column_table(rows, reference, names, compared)
+    return found
+
+
+def write_tables(folder: Path) -> str:
+    """Write `tables.md` and `summary.json` from the finished cells; returns the Markdown."""
+    summary = {
+        column: {
             row: {
                 name: {
                     "mean": float(
@@ -125,6 +147,9 @@ def write_tables(folder: Path) -> str:
             }
             for row, cells in rows.items()
         }
+        for column, rows in read_cells(folder).items()
+    }
+    parts = [f"## {name}\n\n{table}\n" for name, table in tables(folder).items()]
     text = "\n".join(parts)
     write_whole(folder / "tables.md", text)
     write_whole(folder / "summary.json", json.dumps(summary, indent=1, sort_keys=True) + "\n")

@@ -12,11 +12,12 @@ from typing import Any
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
 import torch
+from benchmarks.pages import update
 from benchmarks.real_pair.cases import CASES, prepare
 from benchmarks.real_pair.cells import NAMES, Place, device_name
 from benchmarks.real_pair.grid import run_case
 from benchmarks.real_pair.measure import Measured
-from benchmarks.real_pair.tables import write_plots, write_tables
+from benchmarks.real_pair.tables import tables, write_plots, write_tables
 
 from xtoken.training import TrainingInterrupted
 
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, default=Path(".cache/real_pair"))
     parser.add_argument("--tables-only", action="store_true", help="run nothing")
+    parser.add_argument("--page", type=Path, help="put the tables into this page of the docs")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -61,6 +63,8 @@ def main() -> None:
         raise SystemExit("Stopped. Finished rows are kept; the same command goes on.") from None
     print(write_tables(args.output))
     write_plots(args.output)
+    if args.page:
+        update(args.page, tables(args.output))
 
 
 def run_one(name: str, args: argparse.Namespace) -> None:

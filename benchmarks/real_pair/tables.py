@@ -44,15 +44,31 @@ def read_case(folder: Path) -> dict[str, Rows]:
     }
 
 
+def tables(folder: Path) -> dict[str, str]:
+    """Return the table of each case in Markdown, with what it rests on below it."""
+    found = {}
+    for case, rows in read_case(folder).items():
+        reference = read_reference(folder, case)
+        found[case] = f"{_table(rows, reference)}\n\n{_notes(rows, reference)}"
+    return found
+
+
+def read_reference(folder: Path, case: str) -> dict[str, Any]:
+    """Return what is known of a case's teacher and start."""
+    found: dict[str, Any] = json.loads(
+        (folder / "reference" / f"{case}.json").read_text(encoding="utf-8")
+    )
+    return found
+
+
 def write_tables(folder: Path) -> str:
     """Write `tables.md` and `summary.json`; returns the Markdown."""
-    parts, summary = [], {}
-    for case, rows in read_case(folder).items():
-        reference = json.loads((folder / "reference" / f"{case}.json").read_text(encoding="utf-8"))
-        parts.append(f"## {case}\n\n{_table(rows, reference)}\n\n{_notes(rows, reference)}\n")
-        summary[case] = _summary(rows, reference)
-    text = "\n".join(parts)
+    text = "\n".join(f"## {case}\n\n{table}\n" for case, table in tables(folder).items())
     write_whole(folder / "tables.md", text)
+    summary = {
+        case: _summary(rows, read_reference(folder, case))
+        for case, rows in read_case(folder).items()
+    }
     write_json(folder / "summary.json", summary)
     return text
 
@@ -180,8 +196,7 @@ def write_plots(folder: Path) -> list[Path]:
     found = []
     domains = ["bpb prose", "bpb code", "bpb numerals"]
     for case, rows in read_case(folder).items():
-        path = folder / "reference" / f"{case}.json"
-        start = json.loads(path.read_text(encoding="utf-8"))["start"]
+        start = read_reference(folder, case)["start"]
         chart, axes = pyplot.subplots(figsize=(9, 3.8))
         for place, name in enumerate(domains):
             before = figure(start, FIGURES[name])
