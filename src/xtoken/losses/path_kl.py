@@ -15,7 +15,7 @@ from xtoken.losses.parts import RowsRead
 from xtoken.losses.path_notes import Notes, write_notes
 from xtoken.losses.path_root import Root
 from xtoken.losses.path_terms import LEAST_MASS, Terms
-from xtoken.losses.paths import Paths
+from xtoken.losses.paths import Paths, Speller
 from xtoken.losses.pooling import Rows
 from xtoken.projection import Projection
 
@@ -78,8 +78,15 @@ class PathKL(Loss):
             direction=direction,
             jsd_beta=jsd_beta,
         )
-        self.student_paths = Paths(student_vocab, teacher_vocab, projection.student_masked)
-        self.teacher_paths = Paths(teacher_vocab, student_vocab, projection.teacher_masked)
+        ours, theirs = Speller(student_vocab), Speller(teacher_vocab)
+        self.student_paths = Paths(
+            student_vocab, teacher_vocab, projection.student_masked, (ours, theirs)
+        )
+        self.teacher_paths = Paths(
+            teacher_vocab, student_vocab, projection.teacher_masked, (theirs, ours)
+        )
+        ours.forget()
+        theirs.forget()
         self.root = Root(
             projection,
             self.student_paths,

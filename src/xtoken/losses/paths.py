@@ -49,28 +49,37 @@ class Speller:
     """A vocabulary's own spelling of byte strings.
 
     The one id with these bytes; else what the tokenizer makes of them; where they are no valid
-    UTF-8, the longest token first. () where a byte can't be spelt.
+    UTF-8, the longest token first. () where a byte can't be spelt. What was asked once is
+    remembered until `forget`.
     """
 
     def __init__(self, vocab: Vocabulary) -> None:
         self._vocab = vocab
-        self._special = vocab.is_special
+        self._special = frozenset(np.flatnonzero(vocab.is_special).tolist())
         self._longest = int(vocab.byte_lengths.max(initial=0))
+        self._known: dict[bytes, Node] = {}
 
     def spell(self, texts: Sequence[bytes]) -> list[Node]:
         """Return the ids of each text."""
-        found: list[Node | None] = []
-        for text in texts:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        rest = []
+        for text in new:
             token = self._vocab.id_for_bytes(text)
-            found.append(None if token is None else (token,))
-        rest = [i for i, ids in enumerate(found) if ids is None]
-        valid = [i for i in rest if _is_utf8(texts[i])]
-        for i, ids in zip(
-            valid, self._vocab.tokenize_bytes([texts[i] for i in valid]), strict=True
-        ):
-            if ids and not self._special[list(ids)].any():
-                found[i] = tuple(ids)
-        return [self._greedy(texts[i]) if ids is None else ids for i, ids in enumerate(found)]
+            if token is not None:
+                self._known[text] = (token,)
+            elif _is_utf8(text):
+                rest.append(text)
+        for text, ids in zip(rest, self._vocab.tokenize_bytes(rest), strict=True):
+            if ids and self._special.isdisjoint(ids):
+                self._known[text] = tuple(ids)
+        for text in new:
+            if text not in self._known:
+                self._known[text] = self._greedy(text)
+        return [self._known[text] for text in texts]
+
+    def forget(self) -> None:
+        """Free the memory of what was asked."""
+        self._known.clear()
 
     def _greedy(self, text: bytes) -> Node:
         ids: list[int] = []
@@ -100,6 +109,8 @@ class Paths:
     Args:
         whole, split: the two vocabularies.
         whole_masked: bool, whole ids that take part in no distribution.
+        spellers: theirs. The mirror image asks for much the same spellings, so one pair serves
+            both; None makes a pair.
 
     Attributes:
         path: for each whole id its tuple of split ids, () where it has none.
@@ -109,11 +120,17 @@ class Paths:
         ends_active: bool, for each whole id: some path goes on beyond its whole own.
     """
 
-    def __init__(self, whole: Vocabulary, split: Vocabulary, whole_masked: np.ndarray) -> None:
+    def __init__(
+        self,
+        whole: Vocabulary,
+        split: Vocabulary,
+        whole_masked: np.ndarray,
+        spellers: tuple[Speller, Speller] | None = None,
+    ) -> None:
+        self._whole_speller, split_speller = spellers or (Speller(whole), Speller(split))
         self._whole_bytes = token_bytes_list(whole, np.arange(len(whole)))
         self._split_bytes = token_bytes_list(split, np.arange(len(split)))
-        self._whole_speller = Speller(whole)
-        self.path = self._paths(whole, split, whole_masked)
+        self.path = self._paths(whole, split, whole_masked, split_speller)
         self._ids_of: dict[Node, list[int]] = {}
         self._under: dict[Node, list[int]] = {}
         for v, path in enumerate(self.path):
@@ -131,7 +148,9 @@ class Paths:
     def _is_active(self, path: Node) -> bool:
         return any(path[:d] in self._under for d in range(1, len(path) + 1))
 
-    def _paths(self, whole: Vocabulary, split: Vocabulary, whole_masked: np.ndarray) -> list[Node]:
+    def _paths(
+        self, whole: Vocabulary, split: Vocabulary, whole_masked: np.ndarray, speller: Speller
+    ) -> list[Node]:
         if whole.fingerprint == split.fingerprint:
             return [() if masked else (v,) for v, masked in enumerate(whole_masked)]
         exact = exact_targets(whole, split)
@@ -139,7 +158,7 @@ class Paths:
         single = np.where(exact >= 0, exact, roles).tolist()
         paths: list[Node] = [(u,) if u >= 0 else () for u in single]
         rest = [v for v, u in enumerate(single) if u < 0 and self._whole_bytes[v]]
-        spelt = Speller(split).spell([self._whole_bytes[v] for v in rest])
+        spelt = speller.spell([self._whole_bytes[v] for v in rest])
         for v, path in zip(rest, spelt, strict=True):
             paths[v] = path
         return [() if masked else path for path, masked in zip(paths, whole_masked, strict=True)]
