@@ -73,7 +73,7 @@ def tables(names: list[str]) -> str:
             print(f"{student} <- {teacher}", file=sys.stderr)
             shared[student, teacher] = f"{report.overlap.student_share:.3f}"
             outside = numerals(report)
-            loss = LOSSES[report.verdict.loss]
+            loss = LOSSES[report.verdict.x_token or "direct"]
             verdicts[student, teacher] = f"{loss}: {outside}" if outside else loss
     lines = ["### The tokenizers", "", "| name | ids | distinct byte strings | numerals kept |"]
     lines += ["|---|---|---|---|"]
@@ -84,7 +84,7 @@ def tables(names: list[str]) -> str:
         lines.append(f"| {name} | {len(vocabs[name]):,} | {len(strings):,} | {digits} |")
     lines += ["", "### Share of the row's tokens that the column's tokenizer has too", ""]
     lines += matrix("", names, shared)
-    lines += ["", "### The loss for a student (row) and a teacher (column)", ""]
+    lines += ["", "### X-Token's loss for a student (row) and a teacher (column)", ""]
     lines += matrix("student \\ teacher", names, verdicts)
     lines += published(vocabs)
     return "\n".join(lines) + "\n"

@@ -136,9 +136,9 @@ def test_pure_ascii_is_classified_as_its_text_would_be(texts: list[str]) -> None
 # --------------------------------------------------------------------------- verdict
 
 
-def test_numerals_outside_ask_for_p_kl() -> None:
+def test_numerals_outside_make_a_split_unsound() -> None:
     report = audit(keeping_numerals(), splitting_digits())
-    assert report.verdict.loss == "p_kl"
+    assert (report.verdict.loss, report.verdict.x_token) == ("path_kl", "p_kl")
     assert (report.verdict.deciding_class, report.verdict.side) == ("numeral_3", "student")
     assert "900 of the student's 900 tokens (such as `100`" in report.verdict.reason
     row = report.class_row("numeral_1")
@@ -150,15 +150,15 @@ def test_numerals_outside_ask_for_p_kl() -> None:
     assert row.critical
 
 
-def test_the_mirror_image_asks_for_p_kl_on_the_teachers_side() -> None:
+def test_the_mirror_image_is_unsound_on_the_teachers_side() -> None:
     report = audit(splitting_digits(), keeping_numerals())
-    assert (report.verdict.loss, report.verdict.side) == ("p_kl", "teacher")
+    assert (report.verdict.x_token, report.verdict.side) == ("p_kl", "teacher")
     assert "pushed down" not in report.class_row("numeral_3").effects["gold"]
 
 
 def test_numerals_inside_allow_h_kl() -> None:
     report = audit(keeping_numerals(b"ab"), keeping_numerals(b"ba", b".."))
-    assert report.verdict.loss == "h_kl"
+    assert (report.verdict.loss, report.verdict.x_token) == ("path_kl", "h_kl")
     assert report.verdict.deciding_class is None
     assert "3-digit numerals" in report.verdict.reason
     assert report.class_row("numeral_3").effects["gold"] == "matched id for id"
@@ -168,7 +168,7 @@ def test_one_tokenizer_asks_for_direct_kl() -> None:
     vocab = splitting_digits()
     report = audit(vocab, vocab)
     assert report.same_tokenizer
-    assert report.verdict.loss == "direct"
+    assert (report.verdict.loss, report.verdict.x_token) == ("direct", None)
     assert report.overlap.smaller_share == 1.0
 
 
@@ -179,7 +179,7 @@ def test_a_few_missing_marks_do_not_decide() -> None:
     many = dataclasses.replace(row, student_ids=64, student_exact=60)
     overlap = audit(keeping_numerals(), keeping_numerals(b"ab")).overlap
     assert decide(False, [row], overlap).deciding_class == "punctuation"
-    assert decide(False, [many], overlap).loss == "h_kl"
+    assert decide(False, [many], overlap).x_token == "h_kl"
 
 
 def test_what_the_text_uses_a_lot_decides_too() -> None:
@@ -187,15 +187,15 @@ def test_what_the_text_uses_a_lot_decides_too() -> None:
     overlap = audit(keeping_numerals(), keeping_numerals(b"ab")).overlap
     used = dataclasses.replace(words, student_text_tokens=100, student_text_exact=10)
     verdict = decide(False, [used], overlap)
-    assert (verdict.loss, verdict.deciding_class) == ("p_kl", "letters_latin")
+    assert (verdict.x_token, verdict.deciding_class) == ("p_kl", "letters_latin")
     assert "90 of the student's 100 tokens of this text" in verdict.reason
 
 
-def test_a_small_overlap_asks_for_p_kl() -> None:
+def test_a_small_overlap_makes_a_split_unsound() -> None:
     words = [bytes([65 + i, 65 + j]) for i in range(8) for j in range(8)]
     lower = [word.lower() for word in words]
     report = audit(FakeVocabulary([*BASE, *words]), FakeVocabulary([*BASE, *lower]))
-    assert (report.verdict.loss, report.verdict.deciding_class) == ("p_kl", None)
+    assert (report.verdict.x_token, report.verdict.deciding_class) == ("p_kl", None)
     assert "19% of the smaller vocabulary" in report.verdict.reason
 
 
@@ -210,12 +210,12 @@ def test_counts_add_up_and_json_is_plain() -> None:
     for row in report.classes:
         assert 0 <= row.student_exact <= row.student_ids
         assert 0 <= row.teacher_exact <= row.teacher_ids
-        assert set(row.effects) == {"p_kl", "h_kl", "gold", "strict", "csd"}
+        assert set(row.effects) == {"path_kl", "p_kl", "h_kl", "gold", "strict", "csd"}
     assert report.coverage == Projection.build(student, teacher).stats()
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert plain == report.to_dict()
     assert set(plain) == {field.name for field in dataclasses.fields(AuditReport)}
-    assert plain["version"] == 1
+    assert plain["version"] == 2
     assert plain["text"] is None
 
 
@@ -393,5 +393,5 @@ def test_padded_heads_are_seen_from_model_directories(tiny_pair: tuple[Path, Pat
     report = audit(student, teacher)
     assert report.teacher.padded_rows == 5
     assert "padded_rows_teacher" in codes(report)
-    assert report.verdict.loss == "p_kl"
+    assert report.verdict.x_token == "p_kl"
     assert byte_strings(student) >= {b"201"}

@@ -125,7 +125,7 @@ def test_several_teachers_on_the_command_line(tiny_pair, text_file, tmp_path) ->
     assert out.index("1. student") < out.index("2. teacher")
     plain = json.loads(ok(*given, "--json"))
     assert plain["weighted_by_text"]
-    assert [t["loss"] for t in plain["teachers"]] == ["direct", "p_kl"]
+    assert [t["loss"] for t in plain["teachers"]] == ["direct", "path_kl"]
     assert plain["teachers"][1]["teacher_tokens_per_byte"] > 0
     assert plain["teachers"][1]["reach"] == 1
     shown = page.read_text(encoding="utf-8")

@@ -55,7 +55,7 @@ def test_audit_json_is_the_report(tiny_pair, text_file):
     vocabs = [Vocabulary.from_pretrained(folder) for folder in tiny_pair]
     report = audit(*vocabs, [text_file.read_text(encoding="utf-8")])
     assert out == json.loads(json.dumps(report.to_dict()))
-    assert out["verdict"]["loss"] == "p_kl"
+    assert (out["verdict"]["loss"], out["verdict"]["x_token"]) == ("path_kl", "p_kl")
 
 
 def test_audit_of_a_tokenizer_with_itself(tiny_pair):

@@ -54,7 +54,7 @@ def test_minimal_run_has_the_documented_defaults(write):
         42,
     )
     assert run.data.train[0].path == "text.jsonl"
-    assert run.loss.kind == "p_kl"
+    assert run.loss.kind == "path_kl"
     assert run.combine.scaling == "fixed"
     arguments = run.training_arguments()
     assert arguments["learning_rate"] == 5e-5
@@ -113,7 +113,7 @@ def test_teacher_names_are_distinct(write):
         ],
     )
     assert run.teacher_names() == ["Big-1.7B", "Big-1.7B-2", "x"]
-    assert [run.loss_of(i).kind for i in range(3)] == ["p_kl", "uld", "p_kl"]
+    assert [run.loss_of(i).kind for i in range(3)] == ["path_kl", "uld", "path_kl"]
 
 
 def test_evaluation_data_switches_evaluation_on(write):
@@ -223,7 +223,7 @@ training:
         ("temperature=2", "did you mean loss.temperature?"),
         ("data.max_lenght=5", "data.max_lenght is unknown; did you mean data.max_length?"),
         ("loss.temprature=2", "loss.temprature is unknown; did you mean loss.temperature?"),
-        ("loss.threshold=0.5", "loss.threshold is a setting of h_kl, not of p_kl"),
+        ("loss.threshold=0.5", "loss.threshold is a setting of h_kl, not of path_kl"),
         ("teachers.0.loss={kind: direct, pooling: mean}", "teachers.0.loss.pooling is a setting"),
         ("loss.kind=hkl", "did you mean h_kl?"),
         ("loss=3", "loss is 3; expected a mapping"),
@@ -265,7 +265,7 @@ def test_wrong_values_are_explained_with_their_override(write, override, says):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["loss.top_k=64"], "loss.top_k has no effect with support: full"),
+        (["loss={kind: p_kl, top_k: 64}"], "loss.top_k has no effect with support: full"),
         (["loss.jsd_beta=0.5"], "set direction: jsd"),
         (["loss={kind: gold, lambda_kl: 1}"], "set weights: fixed"),
         (["loss={kind: h_kl, lambda_uld: 0, uld_top_k: 5}"], "has no effect with lambda_uld: 0"),
@@ -287,7 +287,7 @@ def test_wrong_values_are_explained_with_their_override(write, override, says):
         (["projection={path: w, gamma: 0.2}"], "projection.gamma has no effect"),
         (["projection={reverse: true, rule: longest_prefix}"], "use rule: multi_token"),
         (["data={train: x, format: text, prompt_column: p}"], "set format: prompt_completion"),
-        (["loss.weights_learning_rate=0.1"], "set weights: learned"),
+        (["loss={kind: p_kl, weights_learning_rate: 0.1}"], "set weights: learned"),
         (["combine.teachers=best"], "a choice between teachers, but there is one"),
         (["combine.teacher_weights=ce"], "a choice between teachers, but there is one"),
         (
@@ -313,7 +313,7 @@ def test_impossible_combinations_are_refused_with_the_fix(write, overrides, says
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["loss.top_k=null"],
+        ["loss={kind: p_kl, top_k: null}"],
         ["loss.temperature=2"],
         ["loss={kind: p_kl, support: topk_rest, top_k: 64}"],
         ["loss={kind: gold, weights: fixed, lambda_kl: 2}"],

@@ -190,7 +190,9 @@ def test_p_kl_rest_of_a_confident_student():
     case.student[:, 2] += 16.0
     loss = PKL(projection, support="topk_rest", top_k=3)
     settings = {"support": "topk_rest", "top_k": 3}
-    _, expected = run_reference(reference.p_kl, case.to(torch.float32).to(torch.float64), **settings)
+    _, expected = run_reference(
+        reference.p_kl, case.to(torch.float32).to(torch.float64), **settings
+    )
     _, gradient = run(loss, case.to(torch.float32))
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-6)
 

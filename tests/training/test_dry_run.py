@@ -34,12 +34,12 @@ def test_it_shows_the_run_and_writes_nothing(
     assert not (tmp_path / "out").exists()
     text = "\n".join(shown.lines())
     assert "student weights" in text
-    assert "Teacher teacher, loss p_kl" in text
+    assert "Teacher teacher, loss path_kl" in text
     assert "Teacher twin, loss direct" in text
     assert "train.jsonl, line 1" in text
     assert shown.batch_shapes["student tokens"][0] == 3
     plain = json.loads(json.dumps(shown.to_dict()))
-    assert plain["losses"] == {"teacher": "p_kl", "twin": "direct"}
+    assert plain["losses"] == {"teacher": "path_kl", "twin": "direct"}
     assert plain["memory_gib"]["total"] > 0
     for index, vocab in enumerate(pair.vocab for pair in shown.pairs.teachers):
         lines = shown.chunks(index, limit=None)

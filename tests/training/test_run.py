@@ -95,7 +95,7 @@ def test_a_run_leaves_a_student_and_its_story(make_config: Make, tiny_pair: Any)
     }
     assert expected <= set(lines[-3])
     audits = json.loads((folder / "audit.json").read_text())
-    assert audits[0]["verdict"]["loss"] in ("p_kl", "h_kl")
+    assert audits[0]["verdict"]["x_token"] in ("p_kl", "h_kl")
     alignment = json.loads((folder / "alignment.json").read_text())[0]
     assert alignment["byte_coverage"] == 1.0
     assert sum(alignment["chunks"].values()) == alignment["supervised_chunks"]
@@ -104,7 +104,7 @@ def test_a_run_leaves_a_student_and_its_story(make_config: Make, tiny_pair: Any)
     assert {"before", "after", "teacher"} == set(tables[0]["columns"])
     card = (folder / "README.md").read_text()
     assert "bits per byte" in card
-    assert "P-KL" in card
+    assert "Path-KL" in card
     assert str(folder.parent) not in card
     assert not [path for path in folder.rglob("*") if "incomplete" in path.name]
 
@@ -328,7 +328,7 @@ def test_pushing_to_the_hub_sends_the_finished_folder(
     assert {"README.md", "model.safetensors", "config.json", "tokenizer.json"} <= last["files"]
     assert "adapter_config.json" not in last["files"]
     assert ("adapter/adapter_config.json" in last["files"]) == bool(student)
-    assert "P-KL" in (Path(config.output_dir) / "README.md").read_text()
+    assert "Path-KL" in (Path(config.output_dir) / "README.md").read_text()
 
 
 def test_a_hub_out_of_reach_is_told(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:

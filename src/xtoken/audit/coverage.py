@@ -22,7 +22,7 @@ EXAMPLES = 5
 # Scripts with fewer ids than this on both sides, and next to no use on the text, share one row.
 SMALL_SCRIPT = 100
 USED_SCRIPT = 0.001
-LOSSES = ("p_kl", "h_kl", "gold", "strict", "csd")
+LOSSES = ("path_kl", "p_kl", "h_kl", "gold", "strict", "csd")
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,7 @@ def effects(
     if left_out[0]:
         ranked += "; the student's are pushed down wherever the teacher is sure of a common token"
     return {
+        "path_kl": f"{who}: compared piece by piece along its spelling on the other side",
         "p_kl": (
             f"{who}: "
             + (

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
-LossChoice = Literal["p_kl", "h_kl", "direct"]
+LossChoice = Literal["path_kl", "direct"]
+XTokenChoice = Literal["p_kl", "h_kl"]
 Side = Literal["student", "teacher"]
 
 
@@ -148,9 +149,14 @@ class AuditWarning:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which loss to take, the class that decides and on which side, and why in one sentence."""
+    """Which loss to take, the class that decides and on which side, and why in a sentence or two.
+
+    `x_token`: which of X-Token's two losses the pair asks for: `p_kl` where a strict split into
+    common and uncommon tokens is unsound, `h_kl` where it is sound; None for one tokenizer.
+    """
 
     loss: LossChoice
+    x_token: XTokenChoice | None
     deciding_class: str | None
     side: Side | None
     reason: str

@@ -5,8 +5,8 @@ The order, each step deciding only where the one before is level:
 1. the same tokenizer as the student's: nothing is lost;
 2. reach, to a whole percent: the share of the student's tokens whose bytes the teacher can write,
    times the share of the text's bytes that align. What is out of reach can't be taught;
-3. the number of task-critical classes with exact partners on both sides. A class outside needs
-   P-KL, which sees it through its pieces only;
+3. the number of task-critical classes with exact partners on both sides. A class outside is
+   seen through its pieces only;
 4. the share of the student's tokens with an exact partner, since those are compared id for id.
 
 With a text tokens are weighted by how often it uses them, without one every id counts once. The
@@ -28,7 +28,7 @@ RANKING_VERSION = 1
 
 ORDER = (
     "the same tokenizer first; then the share of {what} in reach, to a percent (what is out of "
-    "reach can't be taught); then the critical classes with exact partners (others need P-KL); "
+    "reach can't be taught); then the critical classes with exact partners (others go by pieces); "
     "then the share of exact tokens (compared id for id)"
 )
 

@@ -26,19 +26,19 @@ MOSTLY = 0.5
 # Below this overlap the common set itself is the problem.
 SMALL_OVERLAP = 0.5
 
-NAMES = {"p_kl": "P-KL", "h_kl": "H-KL", "direct": "direct KL"}
-
 
 def decide(same: bool, rows: Sequence[ClassRow], overlap: Overlap) -> Verdict:
-    """Choose between P-KL, H-KL and direct KL (method: coverage of task-critical classes).
+    """Choose direct KL or Path-KL, and of X-Token's two losses P-KL or H-KL.
 
-    Direct where the tokenizers are the same. P-KL where a critical class (1- to 3-digit
+    Direct where the tokenizers are the same, else Path-KL, which has no split to be sound or not.
+    X-Token's rule (coverage of task-critical classes): P-KL where a critical class (1- to 3-digit
     numerals, ASCII punctuation; on a text also any class that is used a lot) has tokens on either
-    side without exact partner, since a strict partition suppresses them. H-KL otherwise.
+    side without exact partner, since a strict partition suppresses them; H-KL otherwise.
     """
     if same:
         return Verdict(
             "direct",
+            None,
             None,
             None,
             "Both models have the same tokenizer: every position and every id is compared "
@@ -48,37 +48,38 @@ def decide(same: bool, rows: Sequence[ClassRow], overlap: Overlap) -> Verdict:
     if outside:
         row, side, lost, total, on_text = max(outside, key=lambda item: item[2])
         what = "tokens of this text" if on_text else "tokens"
-        consequence = (
-            "a split into common and uncommon tokens would suppress them"
-            if side == "student"
-            else "a split into common and uncommon tokens would lose what the teacher puts there"
-        )
+        consequence = "suppress them" if side == "student" else "lose what the teacher puts there"
         shown = row.unmatched_examples if side == "student" else row.teacher_unmatched_examples
         examples = ", ".join(f"`{example}`" for example in shown[:3])
         given = f" (such as {examples})" if examples else ""
         return Verdict(
+            "path_kl",
             "p_kl",
             row.key,
             side,
             f"{_sentence(row.title)}: {lost:,} of the {side}'s {total:,} {what}{given} have no "
-            f"exact partner, and {consequence}; P-KL keeps them.",
+            "exact partner, and a split into common and uncommon tokens (GOLD, H-KL) would "
+            f"{consequence}. Path-KL has no split; of X-Token's losses, take P-KL.",
         )
     if overlap.smaller_share < SMALL_OVERLAP:
         return Verdict(
+            "path_kl",
             "p_kl",
             None,
             None,
             f"Only {overlap.smaller_share:.0%} of the smaller vocabulary is in the other, too few "
-            "common tokens for a partition; P-KL needs none.",
+            "common tokens for a split (GOLD, H-KL). Path-KL needs none; of X-Token's losses, take "
+            "P-KL.",
         )
     present = [row.title for row in rows if row.critical and row.student_ids]
     return Verdict(
+        "path_kl",
         "h_kl",
         None,
         None,
-        f"Every critical class of tokens ({'; '.join(present)}) has exact partners, so a "
-        "partition into common and uncommon tokens is sound and H-KL compares the common ones id "
-        "for id.",
+        f"Every critical class of tokens ({'; '.join(present)}) has exact partners, so a split "
+        "into common and uncommon tokens is sound too: of X-Token's losses, take H-KL. Path-KL "
+        "needs no split.",
     )
 
 

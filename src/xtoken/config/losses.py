@@ -152,8 +152,8 @@ class PathKL(_Divergence):
 
 
 def _with_kind(value: Any) -> Any:
-    """Let `loss: {temperature: 2}` mean P-KL, as no `loss:` at all does."""
-    return {"kind": "p_kl", **value} if isinstance(value, dict) else value
+    """Let `loss: {temperature: 2}` mean Path-KL, as no `loss:` at all does."""
+    return {"kind": "path_kl", **value} if isinstance(value, dict) else value
 
 
 LossConfig = Annotated[

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from xtoken.config.base import AtLeastOne, NotNegative, Positive, Section, Share, Text
-from xtoken.config.losses import PKL, LossConfig
+from xtoken.config.losses import LossConfig, PathKL
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["4bit", "8bit"]
@@ -193,7 +193,7 @@ class RunConfig(Section):
     teachers: Annotated[list[Teacher], Field(min_length=1)]
     data: Data
     projection: ProjectionSettings = ProjectionSettings()
-    loss: LossConfig = PKL()
+    loss: LossConfig = PathKL()
     combine: CombineSettings = CombineSettings()
     training: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
     output_dir: Text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class DemoPair:
     held_out: int
     learning_rate: float
     loss: dict[str, Any]
-    combine: dict[str, Any]
+    combine: dict[str, Any] = field(default_factory=dict)
 
     @property
     def passages(self) -> int:
@@ -62,8 +62,7 @@ PAIRS = {
         max_length=256,
         held_out=40,
         learning_rate=1e-3,
-        loss={"kind": "p_kl"},
-        combine={"scaling": "dynamic"},
+        loss={"kind": "path_kl"},
     ),
     "gemma": DemoPair(
         name="gemma",
@@ -74,8 +73,7 @@ PAIRS = {
         max_length=192,
         held_out=24,
         learning_rate=3e-5,
-        loss={"kind": "p_kl"},
-        combine={"scaling": "dynamic"},
+        loss={"kind": "path_kl"},
     ),
 }
 

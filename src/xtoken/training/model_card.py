@@ -14,6 +14,11 @@ LOSS_NAMES = {
     "h_kl": "H-KL (X-Token, arXiv 2605.21699)",
     "gold": "GOLD",
     "uld": "ULD (arXiv 2402.12030)",
+    "alm": "ALM (arXiv 2503.20083)",
+    "strict": "strict 1:1 (arXiv 2610.08448)",
+    "csd": "CSD (arXiv 2610.28895)",
+    "bpm": "BPM (arXiv 2607.22334)",
+    "path_kl": "Path-KL (xtoken)",
     "direct": "KL on a shared vocabulary",
 }
 FIGURES = (

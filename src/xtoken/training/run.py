@@ -177,9 +177,9 @@ def _write_audit(pairs: Pairs, data: RunData, folder: Path, say: Say) -> None:
 
 
 def _compare_with_verdict(pair: Pair, report: Any, say: Say) -> None:
-    """Say so if the audit would have chosen another loss of the two that it judges."""
-    if report.verdict.loss == "p_kl" and pair.loss.kind in ("h_kl", "gold"):
-        say(f"The audit would take p_kl for teacher {pair.name}: {report.verdict.reason}")
+    """Say so if a loss splits the vocabulary where the audit finds that unsound."""
+    if report.verdict.x_token == "p_kl" and pair.loss.kind in ("h_kl", "gold"):
+        say(f"The audit advises against {pair.loss.kind} for {pair.name}: {report.verdict.reason}")
 
 
 def _run(trainer: XTokenTrainer, checkpoint: Path | None) -> None:
