@@ -16,7 +16,8 @@ the student's logits. Contenders:
 
 `memory` is the peak beyond the logits, the student's gradient (as large as its logits) included.
 Goals: P-KL at least 2.5x faster than its plain form with at most half the memory, H-KL and GOLD at
-least 5x with at most a third, P-KL within 1.5x of the floor, GOLD at least 50x faster than TRL.
+least 5x with at most a third, P-KL within 1.5x of the floor, Path-KL within 1.5x of P-KL, GOLD at
+least 50x faster than TRL.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ SAME_VALUE = {
 # What the short form runs, by length: TRL at the first alone, the plain forms at the second.
 SHORT = {
     256: ("floor", "p_kl", "h_kl", "gold", "gold_chain_rule", "trl"),
-    512: ("floor", "p_kl", "p_kl_topk_rest", "h_kl", "gold", "uld", "direct",
+    512: ("floor", "path_kl", "p_kl", "p_kl_topk_rest", "h_kl", "gold", "uld", "direct",
           "naive_p_kl", "naive_h_kl", "naive_gold"),
 }  # fmt: skip
 # The plain forms' dense chunk products grow with the square of the length.
@@ -89,6 +90,7 @@ RATIOS = [
     Ratio("naive_uld", "uld", "seconds"),
     Ratio("naive_direct", "direct", "seconds"),
     Ratio("p_kl", "floor", "seconds", at_most=1.5),
+    Ratio("path_kl", "p_kl", "seconds", at_most=1.5),
     Ratio("trl", "gold", "seconds", at_least=50.0, lengths=(256,)),
     Ratio("trl", "gold_chain_rule", "seconds", at_least=50.0, lengths=(256,)),
 ]

@@ -16,9 +16,10 @@ def with_tables(page: str, tables: Mapping[str, str]) -> str:
         ValueError: the page has no place for one of them.
     """
     for name, table in tables.items():
-        begin, end = f"<!-- table: {name} -->\n", "\n<!-- end -->"
+        begin, end = f"<!-- table: {name} -->", "<!-- end -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        page, count = pattern.subn(lambda _, text=begin + table + end: text, page)
+        whole = f"{begin}\n{table}\n{end}"
+        page, count = pattern.subn(lambda _, whole=whole: whole, page)
         if count != 1:
             raise ValueError(f"the page has {count} places for the table {name!r}; expected one.")
     return page

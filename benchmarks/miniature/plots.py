@@ -68,8 +68,10 @@ def _curves(folder: Path, column: str, rows: Cells) -> Path:
     chart, axes = pyplot.subplots(figsize=(9, 4.2))
     colours = pyplot.get_cmap("tab20")
     for number, (row, cells) in enumerate(rows.items()):
-        steps = [point["step"] for point in next(iter(cells.values()))["history"]]
-        mass = np.mean([[p["mass"] for p in c["history"]] for c in cells.values()], axis=0)
+        # By step: a document cut in two makes one more batch, and the last step stands there twice.
+        seeds = [{p["step"]: p["mass"] for p in cell["history"]} for cell in cells.values()]
+        steps = sorted(set.intersection(*map(set, seeds)))
+        mass = [np.mean([seed[step] for seed in seeds]) for step in steps]
         axes.plot(steps, mass, label=row, color=colours(number % 20))
     axes.set_xlabel("step")
     axes.set_ylabel("probability on numeral tokens")
