@@ -65,6 +65,15 @@ def logits_of(folder: Path, text: str) -> torch.Tensor:
         return model(**tokenizer(text, return_tensors="pt")).logits
 
 
+@pytest.mark.parametrize(("kind", "advised"), [("gold", True), ("h_kl", True), ("p_kl", False)])
+def test_a_split_that_the_audit_finds_unsound_is_named(make_config: Make, kind, advised) -> None:
+    said: list[str] = []
+    quiet(make_config(loss={"kind": kind}, training={"max_steps": 1}), say=said.append)
+    found = [line for line in said if "audit advises against" in line]
+    assert bool(found) == advised
+    assert all(f"against {kind} for teacher: " in line for line in found)
+
+
 def test_a_run_leaves_a_student_and_its_story(make_config: Make, tiny_pair: Any) -> None:
     config = make_config(
         data={"eval_split": 0.2},
