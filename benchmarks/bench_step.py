@@ -35,7 +35,7 @@ from tables import judge, show
 
 GEMMA, SMOLLM2 = ASSETS / "models" / "gemma-3-270m", ASSETS / "models" / "smollm2-135m"
 CROSS_ENTROPY = "cross_entropy"
-KINDS = ("p_kl", "h_kl", "gold")
+KINDS = ("p_kl", "path_kl", "h_kl", "gold")
 
 
 def run_file(options: argparse.Namespace, kind: str, folder: Path) -> dict[str, Any]:

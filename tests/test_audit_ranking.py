@@ -76,7 +76,7 @@ def test_json_is_documented_by_the_fields() -> None:
     plain = json.loads(json.dumps(ranking.to_dict(), allow_nan=False))
     assert plain == ranking.to_dict()
     assert set(plain) == {field.name for field in fields(Ranking)}
-    assert plain["version"] == 1
+    assert plain["version"] == 2
     for teacher, audited in zip(plain["teachers"], plain["audits"], strict=True):
         assert set(teacher) == {field.name for field in fields(RankedTeacher)}
         assert audited["teacher"]["name"] == teacher["teacher"]

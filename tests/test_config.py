@@ -285,7 +285,12 @@ def test_wrong_values_are_explained_with_their_override(write, override, says):
         (["training.load_best_model_at_end=true"], "needs evaluation data"),
         (["training={bf16: true, fp16: true}"], "are both true"),
         (["projection={path: w, gamma: 0.2}"], "projection.gamma has no effect"),
-        (["projection={reverse: true, rule: longest_prefix}"], "use rule: multi_token"),
+        (
+            ["loss.kind=p_kl", "projection={reverse: true, rule: longest_prefix}"],
+            "use rule: multi_token",
+        ),
+        (["projection.gamma=0"], "projection.gamma has no effect with loss.kind: path_kl"),
+        (["loss.support=topk_rest"], "a setting of p_kl, not of path_kl; set loss.kind: p_kl"),
         (["data={train: x, format: text, prompt_column: p}"], "set format: prompt_completion"),
         (["loss={kind: p_kl, weights_learning_rate: 0.1}"], "set weights: learned"),
         (["combine.teachers=best"], "a choice between teachers, but there is one"),
@@ -314,6 +319,8 @@ def test_impossible_combinations_are_refused_with_the_fix(write, overrides, says
     "overrides",
     [
         ["loss={kind: p_kl, top_k: null}"],
+        ["projection.gamma=0.1"],
+        ["projection.gamma=0", "teachers.0.loss={kind: h_kl}"],
         ["loss.temperature=2"],
         ["loss={kind: p_kl, support: topk_rest, top_k: 64}"],
         ["loss={kind: gold, weights: fixed, lambda_kl: 2}"],

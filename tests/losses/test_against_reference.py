@@ -183,6 +183,33 @@ def test_p_kl_rest_where_columns_share_tokens(k, temperature):
     torch.testing.assert_close(single_gradient.double(), expected_gradient, rtol=1e-5, atol=1e-6)
 
 
+def test_p_kl_rest_where_an_unlisted_piece_weighs_next_to_nothing():
+    projection = Projection.from_arrays(
+        np.array([[0, 1, 2, 3], [4, -1, -1, -1]], dtype=np.int32),
+        np.array([[0.99, 0.0099, 9.9e-5, 1e-6], [1, 0, 0, 0]], dtype=np.float32),
+        exact=np.array([False, True]),
+        teacher_size=5,
+        student_masked=np.zeros(2, dtype=bool),
+        teacher_masked=np.zeros(5, dtype=bool),
+        teacher_fold=np.arange(5, dtype=np.int32),
+    )
+    case = make_case(projection)
+    case.student[:, 1] -= 30.0  # REST is what the last piece of token 0 holds
+    case.teacher[:, 3:] -= 10.0
+    loss = PKL(projection, support="topk_rest", top_k=3)
+    settings = {"support": "topk_rest", "top_k": 3}
+    single = case.to(torch.float32)
+    value, expected = run_reference(reference.p_kl, single.to(torch.float64), **settings)
+    result, gradient = run(loss, single)
+    # One minus the listed weights is right to 6e-8 in float32, of a millionth.
+    torch.testing.assert_close(result.total.double(), value, rtol=2e-2, atol=1e-5)
+    torch.testing.assert_close(gradient.double(), expected, rtol=0.1, atol=1e-5)
+    whole, whole_gradient = run(loss, case)
+    value, expected = run_reference(reference.p_kl, case, **settings)
+    torch.testing.assert_close(whole.total, value, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(whole_gradient, expected, rtol=1e-8, atol=1e-10)
+
+
 def test_p_kl_rest_of_a_confident_student():
     """REST is right where it is a millionth: not one minus what is listed."""
     projection = small_projection()

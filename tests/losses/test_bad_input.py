@@ -61,7 +61,7 @@ def bare(exact: bool) -> Projection:
 
 def test_empty_common_set():
     for make in (lambda p: GOLD(p), lambda p: HKL(p, threshold=1.5)):
-        with pytest.raises(LossError, match=r"no token in common.*p_kl"):
+        with pytest.raises(LossError, match=r"no token in common.*path_kl"):
             make(bare(False))
     HKL(bare(False))  # heavy pairs are common enough
 

@@ -33,7 +33,7 @@ def test_audit_fits_and_says_its_verdict(width: int) -> None:
     text = printed(render_audit(audit_dict()), width)
     assert text.startswith("Verdict: P-KL (loss.kind=p_kl)")
     assert "0/963" in text
-    assert "decides the verdict" in text
+    assert "makes a strict split unsound" in text
     assert "sampled from" in " ".join(text.split())
     assert all(cell_len(line) <= width for line in text.splitlines())
 

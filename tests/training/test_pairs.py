@@ -50,7 +50,7 @@ def test_the_projection_is_built_once_and_kept(
     # Other rules, or a damaged file: the old one is not taken for the new.
     with pytest.raises(AssertionError, match="built again"):
         make_pairs(
-            run_config(tiny_pair, tmp_path, projection={"gamma": 0.0}),
+            run_config(tiny_pair, tmp_path, projection={"gamma": 0.0}, loss={"kind": "p_kl"}),
             tmp_path,
             say=said.append,
         )

@@ -1,4 +1,4 @@
-"""Diagnose a pair of tokenizers: what matches, what does not, and which loss that asks for."""
+"""Diagnose a pair of tokenizers: what matches, what does not, and which loss to take."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class AuditWarning:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which loss to take, the class that decides and on which side, and why in a sentence or two.
+    """Which loss to take, and why; the class that makes a strict split unsound, and on which side.
 
     `x_token`: which of X-Token's two losses the pair asks for: `p_kl` where a strict split into
     common and uncommon tokens is unsound, `h_kl` where it is sound; None for one tokenizer.

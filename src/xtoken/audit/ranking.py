@@ -24,7 +24,7 @@ from xtoken.audit.model import AuditReport
 from xtoken.audit.verdict import critical_outside
 from xtoken.errors import UsageError
 
-RANKING_VERSION = 1
+RANKING_VERSION = 2
 
 ORDER = (
     "the same tokenizer first; then the share of {what} in reach, to a percent (what is out of "
@@ -45,6 +45,7 @@ class RankedTeacher:
     rank: int
     teacher: str
     loss: str
+    x_token: str | None
     same_tokenizer: bool
     reach: float
     critical_inside: int
@@ -145,6 +146,7 @@ def _ranked(place: int, report: AuditReport) -> RankedTeacher:
         rank=place,
         teacher=report.teacher.name,
         loss=report.verdict.loss,
+        x_token=report.verdict.x_token,
         same_tokenizer=report.same_tokenizer,
         reach=min(max(reach, 0.0), 1.0),
         critical_inside=len(present) - len(outside),

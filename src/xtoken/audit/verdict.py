@@ -59,7 +59,7 @@ def decide(same: bool, rows: Sequence[ClassRow], overlap: Overlap) -> Verdict:
             side,
             f"{_sentence(row.title)}: {lost:,} of the {side}'s {total:,} {what}{given} have no "
             "exact partner, and a split into common and uncommon tokens (GOLD, H-KL) would "
-            f"{consequence}. Path-KL has no split; of X-Token's losses, take P-KL.",
+            f"{consequence}. Path-KL has no split; X-Token itself would take P-KL.",
         )
     if overlap.smaller_share < SMALL_OVERLAP:
         return Verdict(
@@ -68,7 +68,7 @@ def decide(same: bool, rows: Sequence[ClassRow], overlap: Overlap) -> Verdict:
             None,
             None,
             f"Only {overlap.smaller_share:.0%} of the smaller vocabulary is in the other, too few "
-            "common tokens for a split (GOLD, H-KL). Path-KL needs none; of X-Token's losses, take "
+            "common tokens for a split (GOLD, H-KL). Path-KL needs none; X-Token itself would take "
             "P-KL.",
         )
     present = [row.title for row in rows if row.critical and row.student_ids]
@@ -78,7 +78,7 @@ def decide(same: bool, rows: Sequence[ClassRow], overlap: Overlap) -> Verdict:
         None,
         None,
         f"Every critical class of tokens ({'; '.join(present)}) has exact partners, so a split "
-        "into common and uncommon tokens is sound too: of X-Token's losses, take H-KL. Path-KL "
+        "into common and uncommon tokens is sound, and X-Token itself would take H-KL. Path-KL "
         "needs no split.",
     )
 

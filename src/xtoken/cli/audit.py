@@ -1,4 +1,4 @@
-"""`xtoken audit`: is the pair sane, and which loss does it ask for."""
+"""`xtoken audit`: is the pair sane, and which loss to take."""
 
 from __future__ import annotations
 

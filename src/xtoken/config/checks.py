@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from xtoken.config.base import Section
+from xtoken.config.losses import LossConfig
 from xtoken.config.problems import Problem
 from xtoken.config.sections import (
     CombineSettings,
@@ -16,6 +17,9 @@ from xtoken.config.sections import (
     Teacher,
 )
 from xtoken.config.training_keys import training_problems
+
+# Losses for which the weights of W matter; others read which ids match, or which count at all.
+WEIGHTS_READ_BY = {"p_kl", "h_kl"}
 
 
 def combination_problems(valid: Mapping[str, Any]) -> list[Problem]:
@@ -35,6 +39,7 @@ def combination_problems(valid: Mapping[str, Any]) -> list[Problem]:
         _weights,
         _data,
         _projection,
+        _rules,
         _training,
         _eval,
     ):
@@ -168,6 +173,22 @@ def _projection(projection: ProjectionSettings) -> Iterator[Problem]:
             "projection.reverse",
             "adds up pieces, which rule: longest_prefix doesn't have; use rule: multi_token",
         )
+
+
+def _rules(
+    projection: ProjectionSettings, loss: LossConfig, teachers: list[Teacher]
+) -> Iterator[Problem]:
+    kinds = {(teacher.loss or loss).kind for teacher in teachers}
+    if kinds & WEIGHTS_READ_BY or projection.path is not None:
+        return
+    for name, value in projection.rules().items():
+        # A saved run names every rule, so that only another value counts as given.
+        if value != ProjectionSettings.model_fields[name].default:
+            yield Problem(
+                f"projection.{name}",
+                f"has no effect with loss.kind: {', '.join(sorted(kinds))}, which doesn't read "
+                "W's weights; remove it, or set loss.kind: p_kl",
+            )
 
 
 def _training(training: dict[str, Any]) -> Iterator[Problem]:

@@ -113,7 +113,8 @@ def unknown_key(path: str, section: type[BaseModel] | None, model: type[BaseMode
         holders = [k for k, loss in LOSS_CLASSES.items() if key in loss.model_fields]
         if holders:
             return (
-                f"is a setting of {join_or(holders)}, not of {kind}; remove it ({kind} takes "
+                f"is a setting of {join_or(holders)}, not of {kind}; set {prefix}.kind: "
+                f"{holders[0]}, or remove it ({kind} takes "
                 f"{', '.join(name for name in own if name != 'kind')})"
             )
     everywhere = dict(_all_keys(model))

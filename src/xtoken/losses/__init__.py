@@ -1,7 +1,7 @@
 """Every loss, chosen by name; each is a sum over chunks and their count.
 
 Example:
-    loss = make_loss("p_kl", student_vocab=student, teacher_vocab=teacher, projection=W)
+    loss = make_loss("path_kl", student_vocab=student, teacher_vocab=teacher, projection=W)
     result = loss(student_logits_NV, teacher_logits_MU, chunks)
     (result.total / result.count).backward()
 """

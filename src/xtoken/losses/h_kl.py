@@ -59,7 +59,7 @@ class PartitionLoss(Loss):
             raise LossError(
                 f"{self.kind}: the two tokenizers have no token in common "
                 f"({self.student_size} student ids, {self.teacher_size} teacher ids), so there "
-                f"is nothing for KL to act on; take loss kind p_kl, which needs no common set."
+                f"is nothing for KL to act on; take loss kind path_kl, which needs no common set."
             )
         for side, common, masked in (
             ("student", pairs[0], projection.student_masked),

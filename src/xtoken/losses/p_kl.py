@@ -178,7 +178,7 @@ class PKL(Loss):
         return fits and self.learned is None
 
     def _block_fused(self, student: Rows, teacher: Rows) -> LossResult:
-        """Return what `block` does, for the settings that most runs have, in less time."""
+        """Return what `block` does, for P-KL's default settings, in less time."""
         teacher_CU, share_C = self._foldable(teacher.logits_RV)
         # Ids that fold nowhere are masked by now, and may have held the largest.
         teacher_max_C = teacher.max_R if teacher_CU is teacher.logits_RV else None
@@ -189,7 +189,7 @@ class PKL(Loss):
         return self.result(per_chunk_C, kept_mass=kept_C * share_C)
 
     def _block_listed(self, student: Rows, teacher: Rows, state: Any) -> LossResult:
-        """Return the same under `topk_rest`, without forming a column that isn't listed."""
+        """Return the same under `topk_rest`, without forming a column of q that isn't listed."""
         with torch.no_grad():
             top_CK, p_log, used_CK, kept = self._top(teacher, state)
         per_chunk_C = ListedKL.apply(student.logits_RV, top_CK, p_log, used_CK, self.projector)

@@ -60,6 +60,9 @@ class PathKL(Loss):
 
     kind: ClassVar[str] = "path_kl"
     tempers_events: ClassVar[bool] = True
+    signal_hint: ClassVar[str] = (
+        " A TopK signal is for p_kl with support topk_rest; realised log-probabilities are for alm."
+    )
 
     def __init__(
         self,

@@ -43,7 +43,8 @@ class Projector(nn.Module):
         unfolded_X: teacher ids that are not masked and fold nowhere.
         column_student_E, column_weight_E (float32): the student ids and weights of W's entries,
             column by column (plain ones too) from column_offset_R; it has R + 1.
-        row_sum_V: float64, the sum of each student id's weights: 0 without an entry.
+        row_sum_V: float32, the sum of each student id's weights, and row_entries_V how many it
+            has: 0 without an entry.
         short_X: student ids, not masked, whose sum isn't one, furthest first: `coarsely_short` of
             them for more reasons than float32's rounding.
     """
@@ -75,6 +76,7 @@ class Projector(nn.Module):
     column_weight_E: Tensor
     column_offset_R: Tensor
     row_sum_V: Tensor
+    row_entries_V: Tensor
     short_X: Tensor
     student_masked_X: Tensor
     teacher_masked_X: Tensor
@@ -87,6 +89,7 @@ class Projector(nn.Module):
         teacher_masked = np.asarray(projection.teacher_masked, dtype=bool)
         row, slot, column, weight = _entries(projection, student_masked, teacher_masked)
         reached = np.bincount(column, minlength=U) > 0
+        row_entries = np.bincount(row, minlength=V)
         # Of the weights as the losses read them.
         row_sum = np.bincount(row, weights=weight.astype(np.float32), minlength=V)
         short_by = np.where(student_masked, 0.0, np.abs(1.0 - row_sum))
@@ -159,7 +162,8 @@ class Projector(nn.Module):
         self._keep("column_weight_E", in_column, np.float32)
         P, E = len(plain_student), len(in_column)
         self._keep("column_offset_R", np.concatenate([np.arange(P), P + _offsets(bag, Y), [E]]))
-        self._keep("row_sum_V", row_sum, np.float64)
+        self._keep("row_sum_V", row_sum, np.float32)
+        self._keep("row_entries_V", row_entries)
         self._keep("short_X", short[: int((short_by > 0).sum())])
         self._keep("student_masked_X", np.flatnonzero(student_masked))
         self._keep("teacher_masked_X", np.flatnonzero(teacher_masked))
@@ -206,6 +210,13 @@ class Projector(nn.Module):
         folded_N = (sum_YN.sum(0) - own_NY.sum(1)).clamp_min(0.0)
         mixed_NY = sum_YN.clamp_min_(floor_of(logp_NU.dtype)).log().t().contiguous()
         return pick(logp_NU, self.plain_teacher_P), mixed_NY, folded_N
+
+    def row_sum(self, dtype: torch.dtype) -> Tensor:
+        """Return the sum of each student id's weights, in float64 to its last digit: [V]."""
+        if dtype != torch.float64:  # which not every device has
+            return self.row_sum_V
+        weight_E = self.column_weight_E.double()
+        return weight_E.new_zeros(self.student_size).index_add_(0, self.column_student_E, weight_E)
 
     def project(self, p_NV: Tensor) -> Tensor:
         """Return q = W^T p on the columns, no gradient: [N, R]."""

@@ -96,7 +96,7 @@ def _direct(
         raise LossError(
             f"direct: needs equal vocabularies; {student_vocab.name} ({len(student_vocab)} ids) "
             f"and {teacher_vocab.name} ({len(teacher_vocab)} ids) differ in their bytes or "
-            f"roles. Take p_kl or h_kl."
+            f"roles. Take path_kl."
         )
     return Direct(len(student_vocab), student_vocab.is_missing, **settings)
 

@@ -49,7 +49,7 @@ class SharedIdsLoss(Loss):
             raise LossError(
                 f"{self.kind}: the two tokenizers have no token in common "
                 f"({self.student_size} student ids, {self.teacher_size} teacher ids); take loss "
-                f"kind p_kl, which needs no common set."
+                f"kind path_kl, which needs no common set."
             )
         student_rest = ~np.asarray(projection.student_masked, dtype=bool)
         teacher_rest = ~np.asarray(projection.teacher_masked, dtype=bool)

@@ -1,4 +1,4 @@
-"""KL between k listed columns and a REST bucket, for the settings of `topk_rest` that most use."""
+"""KL(listed columns, REST) for pooling `first`, fixed weights, from teacher to student."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ListedKL(torch.autograd.Function):
         d / d logit[v] = p[v] M - sum_k W[v, k] p[v] m[k] / q[k] - rest[v] p[v] m[R] / q[R]
 
     with M the sum of m. `rest[v]` is one for all but the tokens that a listed column reads and
-    those that W has nothing for, so no column is formed that isn't listed: a softmax, a sum and a
-    product over the vocabulary, and gathers of W's entries in k columns. REST is a sum of what is
-    left, not one minus the listed: it has to be right where it is small.
+    those whose weights don't add up to one, so no column is formed that isn't listed: a softmax, a
+    sum and a product over the vocabulary, and gathers of W's entries in k columns. REST is a sum
+    of what is left, not one minus the listed: it has to be right where it is small.
 
     Args of `apply`:
         student_NV: logits in which masked ids hold `MASKED`.
@@ -60,15 +60,17 @@ class ListedKL(torch.autograd.Function):
         # The row itself adds up what several listed columns take of one token.
         flat[place_E] = 0.0
         flat.index_add_(0, place_E, weight_E)
-        rest_E = projector.row_sum_V.to(p_NV.dtype)[token_E] - flat[place_E]
-        # Weights that add up to the row's but for rounding have left nothing.
-        rest_E[rest_E < 16 * torch.finfo(p_NV.dtype).eps] = 0.0
+        row_sum_V = projector.row_sum(p_NV.dtype)
+        rest_E = (row_sum_V[token_E] - flat[place_E]).clamp_min_(0.0)
+        # Nothing is left where all entries are listed, whatever the sums' rounding says.
+        flat[place_E] = 0.0
+        flat.index_add_(0, place_E, torch.ones_like(weight_E))
+        rest_E[flat[place_E] >= projector.row_entries_V[token_E]] = 0.0
         short_X = projector.short_X
         if p_NV.dtype != torch.float64:
             short_X = short_X[: projector.coarsely_short]
-        row_sum_X = projector.row_sum_V[short_X].to(p_NV.dtype)
         flat[place_E] = p_E
-        lost_NX = pick(p_NV, short_X) * (1.0 - row_sum_X)
+        lost_NX = pick(p_NV, short_X) * (1.0 - row_sum_V[short_X])
         p_NV.index_add_(1, short_X, lost_NX, alpha=-1)
         flat[place_E] = rest_E * p_E
 

@@ -110,7 +110,7 @@ def _classes(data: Mapping[str, Any]) -> str:
     for row in rows_data:
         name = html(row["title"])
         if row["key"] == deciding:
-            name += ' <span class="tag">decides</span>'
+            name += ' <span class="tag">against a split</span>'
         cells: list[object] = [Raw(name), *(_exact(row, side) for side in ("student", "teacher"))]
         if with_text:
             cells.append(f"{100 * (row['student_text_tokens'] or 0) / total:.1f} %")

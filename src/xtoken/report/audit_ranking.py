@@ -57,6 +57,7 @@ def _teacher_table(data: Mapping[str, Any], names: Sequence[str], width: int) ->
     drawn.add_column("teacher", overflow="fold")
     drawn.add_column("loss", no_wrap=True)
     wide = width >= NARROW
+    drawn.add_column("strict split", no_wrap=True)
     for header in ("reach", "critical classes", "exact") if wide else ("exact",):
         drawn.add_column(header, justify="right")
     if wide and data["weighted_by_text"]:
@@ -64,7 +65,7 @@ def _teacher_table(data: Mapping[str, Any], names: Sequence[str], width: int) ->
         drawn.add_column("tokens a byte", justify="right")
     for name, teacher in zip(names, data["teachers"], strict=True):
         loss = teacher["loss"]
-        cells = [str(teacher["rank"]), Text(name), LOSS_NAMES.get(loss, loss)]
+        cells = [str(teacher["rank"]), Text(name), LOSS_NAMES.get(loss, loss), _split(teacher)]
         if wide:
             cells += [_percent(teacher["reach"]), _critical(teacher)]
         cells.append(_percent(teacher["exact_share"]))
@@ -73,6 +74,11 @@ def _teacher_table(data: Mapping[str, Any], names: Sequence[str], width: int) ->
             cells.append(f"{teacher['teacher_tokens_per_byte']:.3f}")
         drawn.add_row(*cells)
     return drawn
+
+
+def _split(teacher: Mapping[str, Any]) -> str:
+    """Say whether common and uncommon tokens can be split: what X-Token chooses its loss by."""
+    return {"p_kl": "unsound", "h_kl": "sound"}.get(teacher.get("x_token") or "", "")
 
 
 def _class_rows(data: Mapping[str, Any]) -> dict[str, tuple[str, int, list[int]]]:
@@ -105,7 +111,7 @@ def ranking_html(ranking: Ranking | Mapping[str, Any]) -> str:
     data: Mapping[str, Any] = ranking if isinstance(ranking, Mapping) else ranking.to_dict()
     weighted = data["weighted_by_text"]
     names = [short_name(teacher["teacher"]) for teacher in data["teachers"]]
-    head: list[object] = ["teacher", "loss", "reach", "critical classes", "exact"]
+    head: list[object] = ["teacher", "loss", "strict split", "reach", "critical classes", "exact"]
     head += ["shared ids, of either side"]
     if weighted:
         head += ["1:1 chunks", "tokens a byte"]
@@ -115,6 +121,7 @@ def ranking_html(ranking: Ranking | Mapping[str, Any]) -> str:
         cells: list[object] = [
             f"{teacher['rank']}.\u00a0{name}",
             LOSS_NAMES.get(loss, loss),
+            _split(teacher),
             _percent(teacher["reach"]),
             _critical(teacher),
             Raw(f"{_percent(teacher['exact_share'])}{meter(teacher['exact_share'])}"),

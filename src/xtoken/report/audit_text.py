@@ -189,7 +189,7 @@ def _class_table(data: Mapping[str, Any], width: int) -> Table:
             cells.append(Text(examples, style="dim"))
         table.add_row(*cells)
     if deciding:
-        table.caption = "* decides the verdict"
+        table.caption = "* makes a strict split unsound"
         table.caption_justify = "left"
     return table
 

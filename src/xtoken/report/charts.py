@@ -57,6 +57,8 @@ SPECS = (
         "Chunks with the same likeliest next token.",
     ),
     _spec("kept_mass", "Teacher mass kept", "%", "Teacher's probability on the loss's support."),
+    _spec("depths", "Positions compared beyond the first", "a chunk", "Path-KL, inside chunks."),
+    _spec("left_out", "Chunks left out", "%", "Path-KL: realised tokens of different events."),
     _spec("scale", "Scale of the distillation term", "", "Cross-entropy / distillation."),
     Spec(
         "bytes_aligned",
