@@ -131,7 +131,7 @@ def ranking_html(ranking: Ranking | Mapping[str, Any]) -> str:
             cells.append(_percent(teacher["one_to_one_share"]))
             cells.append(f"{teacher['teacher_tokens_per_byte']:.3f}")
         rows.append(cells)
-    ranked = table("Teachers, the best first", head, rows, text_columns=(1,))
+    ranked = table("Teachers, the best first", head, rows, text_columns=(1, 2))
     classes = table(
         "Student tokens with exact partner, by class",
         ["token class", "ids", *names],
