@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xtoken.report.run_data import Series
@@ -77,6 +77,7 @@ def test_limits_cut_a_spike_but_not_a_curve() -> None:
 
 
 @given(finite, finite)
+@example(0.0, 5e-324)
 def test_ticks_are_inside_and_few(a: float, b: float) -> None:
     low, high = min(a, b), max(a, b)
     found = ticks(low, high, 4)

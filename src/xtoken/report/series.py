@@ -115,7 +115,8 @@ def ticks(low: float, high: float, count: int, log: bool = False) -> list[float]
             if len(found) >= 3:
                 return found[:: max(1, round(len(found) / count))]
         return found
-    if high <= low:
+    # A range below what floats can divide (two equal values and a denormal) has no steps.
+    if high - low < 1e-300:
         return [low]
     found = _linear_ticks(low, high, count)
     return found if len(found) >= 3 else _linear_ticks(low, high, 2 * count)
