@@ -29,8 +29,6 @@ TABLES = {
     "problems": (["sums", "2 digits", "3 digits", "words", "numeral mass"], "sums"),
     "text": (["bpb prose", "bpb numerals", "bpb all", "agreement"], "bpb prose"),
 }
-# Of a figure, by itself: its best row first.
-LOWER_IS_BETTER = ("bpb",)
 RESAMPLES = 10_000
 
 Grid = dict[str, dict[str, dict[int, dict[str, Any]]]]
@@ -101,7 +99,7 @@ def column_table(
         if who in reference:
             values = [f"{figure(reference[who], FIGURES[name]):.3f}" for name in names]
             lines.append(f"| *{who}* | | " + " | ".join(values) + " | |")
-    sign = 1 if compared.startswith(LOWER_IS_BETTER) else -1
+    sign = 1 if compared.startswith("bpb") else -1
     order = sorted(
         rows, key=lambda r: sign * np.mean([figure(c["figures"], path) for c in rows[r].values()])
     )

@@ -210,6 +210,30 @@ def test_p_kl_rest_where_an_unlisted_piece_weighs_next_to_nothing():
     torch.testing.assert_close(whole_gradient, expected, rtol=1e-8, atol=1e-10)
 
 
+# The last ones leave 6e-8 when float32 adds them up.
+@pytest.mark.parametrize(
+    "weights", [(0.9, 0.09, 0.01), (0.522292971611023, 0.31847134232521057, 0.15923567116260529)]
+)
+def test_p_kl_rest_holds_nothing_of_a_token_whose_pieces_are_all_listed(weights):
+    projection = Projection.from_arrays(
+        np.array([[0, 1, 2], [3, -1, -1]], dtype=np.int32),
+        np.array([weights, [1, 0, 0]], dtype=np.float32),
+        exact=np.array([False, True]),
+        teacher_size=4,
+        student_masked=np.zeros(2, dtype=bool),
+        teacher_masked=np.zeros(4, dtype=bool),
+        teacher_fold=np.arange(4, dtype=np.int32),
+    )
+    case = make_case(projection)
+    case.student[:, 1] -= 40.0  # REST is token 1 alone, far below float32's rounding of one
+    case.teacher[:, 3] -= 10.0
+    single = case.to(torch.float32)
+    settings = {"support": "topk_rest", "top_k": 3}
+    expected, _ = run_reference(reference.p_kl, single.to(torch.float64), **settings)
+    result, _ = run(PKL(projection, **settings), single)
+    torch.testing.assert_close(result.total.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_p_kl_rest_of_a_confident_student():
     """REST is right where it is a millionth: not one minus what is listed."""
     projection = small_projection()

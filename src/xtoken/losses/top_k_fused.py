@@ -57,21 +57,20 @@ class ListedKL(torch.autograd.Function):
         place_E = row_E * p_NV.shape[1] + token_E
         p_E = flat[place_E]
         q_NK = p_NV.new_zeros(N * K).index_add_(0, bag_E, weight_E * p_E).view(N, K)
+        row_sum_V = projector.row_sum(p_NV.dtype)
+        short_X = projector.short_X
+        if p_NV.dtype != torch.float64:
+            short_X = short_X[: projector.coarsely_short]
+        lost_NX = pick(p_NV, short_X) * (1.0 - row_sum_V[short_X])
+        p_NV.index_add_(1, short_X, lost_NX, alpha=-1)
         # The row itself adds up what several listed columns take of one token.
         flat[place_E] = 0.0
         flat.index_add_(0, place_E, weight_E)
-        row_sum_V = projector.row_sum(p_NV.dtype)
         rest_E = (row_sum_V[token_E] - flat[place_E]).clamp_min_(0.0)
         # Nothing is left where all entries are listed, whatever the sums' rounding says.
         flat[place_E] = 0.0
         flat.index_add_(0, place_E, torch.ones_like(weight_E))
         rest_E[flat[place_E] >= projector.row_entries_V[token_E]] = 0.0
-        short_X = projector.short_X
-        if p_NV.dtype != torch.float64:
-            short_X = short_X[: projector.coarsely_short]
-        flat[place_E] = p_E
-        lost_NX = pick(p_NV, short_X) * (1.0 - row_sum_V[short_X])
-        p_NV.index_add_(1, short_X, lost_NX, alpha=-1)
         flat[place_E] = rest_E * p_E
 
         q_NL = torch.cat([q_NK, p_NV.sum(-1, keepdim=True)], dim=1).clamp_min_(floor)
