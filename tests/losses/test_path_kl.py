@@ -246,6 +246,31 @@ def cut(counts_of: list[list[int]]) -> list[list[tuple[int, int]]]:
     return found
 
 
+def compare_with_reference(vocabs, ids, seed: int, **how) -> None:
+    """Value and gradient on realised ids, with random logits."""
+    projection = Projection.build(*vocabs)
+    lengths = [[len(v.token_bytes(i)) for i in tokens]
+               for v, tokens in zip(vocabs, ids, strict=True)]  # fmt: skip
+    pairs = cut(lengths)
+    generator = torch.Generator().manual_seed(seed)
+    logits = [random_rows(generator, len(tokens) + 1, len(v) + 1) * 2
+              for v, tokens in zip(vocabs, ids, strict=True)]  # fmt: skip
+    chunks = make_chunks(*pairs, *(torch.tensor([*map(int, tokens), -1]) for tokens in ids))
+    case = Case(logits[0], logits[1], chunks, projection)
+    tables = []
+    for whole, split, masked in (
+        (vocabs[0], vocabs[1], projection.student_masked),
+        (vocabs[1], vocabs[0], projection.teacher_masked),
+    ):
+        targets, _ = role_targets(whole, split)
+        pairing = {v: int(u) for v, u in enumerate(targets) if u >= 0}
+        tables.append(reference.Paths(whole, split, pairing, masked))
+    expected, expected_gradient = run_reference(reference.path_kl, case, *tables, **how)
+    result, gradient = run(PathKL(projection, *vocabs, **how), case)
+    torch.testing.assert_close(result.total, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-7, atol=1e-9)
+
+
 @given(
     student=TEXTS,
     teacher=TEXTS,
@@ -260,29 +285,17 @@ def test_value_and_gradient_on_random_tokens(
     student, teacher, text, canonical, direction, temperature, seed
 ):
     vocabs = vocabulary(student, [roles("eos")]), vocabulary(teacher, [roles("eos"), None])
-    projection = Projection.build(*vocabs)
     rng = np.random.default_rng(seed)
     data = text.encode()
     ids = [list(v.tokenize_bytes([data])[0]) if canonical else spans(v, data, rng.choice)
            for v in vocabs]  # fmt: skip
-    lengths = [[len(v.token_bytes(i)) for i in tokens]
-               for v, tokens in zip(vocabs, ids, strict=True)]  # fmt: skip
-    pairs = cut(lengths)
-    generator = torch.Generator().manual_seed(seed)
-    logits = [random_rows(generator, len(tokens) + 1, len(v) + 1) * 2
-              for v, tokens in zip(vocabs, ids, strict=True)]  # fmt: skip
-    chunks = make_chunks(*pairs, *(torch.tensor([*map(int, tokens), -1]) for tokens in ids))
-    case = Case(logits[0], logits[1], chunks, projection)
-    how = {"direction": direction, "temperature": temperature}
-    tables = []
-    for whole, split, masked in (
-        (vocabs[0], vocabs[1], projection.student_masked),
-        (vocabs[1], vocabs[0], projection.teacher_masked),
-    ):
-        targets, _ = role_targets(whole, split)
-        pairing = {v: int(u) for v, u in enumerate(targets) if u >= 0}
-        tables.append(reference.Paths(whole, split, pairing, masked))
-    expected, expected_gradient = run_reference(reference.path_kl, case, *tables, **how)
-    result, gradient = run(PathKL(projection, *vocabs, **how), case)
-    torch.testing.assert_close(result.total, expected, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-7, atol=1e-9)
+    compare_with_reference(vocabs, ids, seed, direction=direction, temperature=temperature)
+
+
+def test_realised_tokens_that_the_root_leaves_out():
+    """After "1" has ended, the teacher's "23" could have gone on from it, and is realised."""
+    student = FakeVocabulary([b"1", b"2", b"3", b"123", b","])
+    teacher = FakeVocabulary([b"1", b"2", b"3", b"23", b","])
+    for seed in range(3):
+        compare_with_reference((student, teacher), [[0, 1, 2, 4], [0, 3, 4]], seed)
+        compare_with_reference((teacher, student), [[0, 3, 4], [0, 1, 2, 4]], seed)

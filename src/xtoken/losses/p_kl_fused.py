@@ -26,6 +26,11 @@ class LeftOut:
         """All of it counts."""
         return not (self.row.numel() or self.columns_X.numel())
 
+    def mask_(self, logits_NV: Tensor) -> None:
+        """Mask them in place."""
+        logits_NV.index_fill_(1, self.columns_X, MASKED)
+        logits_NV.index_put_((self.row, self.token), logits_NV.new_tensor(MASKED))
+
     def mask(self, logits_NV: Tensor) -> Tensor:
         """Return the logits without them (the same tensor if there are none)."""
         if self.nothing:
@@ -58,12 +63,13 @@ class ProjectedKL(torch.autograd.Function):
     `Projector.log_project` and `log_fold`, written out.
 
     Args of `apply`:
-        student_NV, teacher_NU: logits in which masked ids hold `MASKED`.
+        student_NV, teacher_NU: logits in which masked ids hold `MASKED`. What doesn't count is
+            masked in them too, in place.
         projector: W.
         student_out, teacher_out: what doesn't count here, or None.
         picks: (row, column) of student logits that are handed on, or None; their gradient joins
             that of the KL in one pass.
-        student_max_N, teacher_max_N: the largest of each row of what counts, where it is known.
+        student_max_N, teacher_max_N: the largest of each row, where it is known.
 
     Returns:
         The KL, the teacher's mass before folding, log sum exp of student and teacher (without
@@ -85,10 +91,12 @@ class ProjectedKL(torch.autograd.Function):
         """See the class."""
         floor = floor_of(student_NV.dtype)
         picked = student_NV.new_zeros(0) if picks is None else student_NV[picks]
-        if student_out is not None:
-            student_NV = student_out.mask(student_NV)
-        if teacher_out is not None:
-            teacher_NU = teacher_out.mask(teacher_NU)
+        if student_out is not None and not student_out.nothing:
+            student_out.mask_(student_NV)
+            student_max_N = None
+        if teacher_out is not None and not teacher_out.nothing:
+            teacher_out.mask_(teacher_NU)
+            teacher_max_N = None
         p_NV = student_NV.softmax(-1)
         # The teacher's row beside the student's: [:, :V] plain columns, the rest to be added up.
         size = p_NV.shape[1]

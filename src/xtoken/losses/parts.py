@@ -74,7 +74,7 @@ def later_rows(side: Which, chunks: Chunks) -> tuple[Tensor, Tensor]:
 
 
 def cut_parts(student: Source, wanted: list[Wanted], head_rows: int) -> Iterator[Part]:
-    """Yield parts of about `head_rows` rows a side (one chunk at least).
+    """Yield parts of at most `head_rows` rows a side (or one chunk), alike in size.
 
     Sources that hold their logits as a whole keep their row numbers; with nothing else, all is
     one part.
@@ -143,7 +143,11 @@ def _cuts(
     cost = np.stack([c[allowed] for c in costs])
     bounds, at = [0], 0
     while at < len(allowed) - 1:
-        furthest = [np.searchsorted(c, c[at] + head_rows, side="right") - 1 for c in cost]
+        # As few parts as will do, of equal size: a head's weight is read for each, and a product
+        # of few rows is slow.
+        left = max(int(c[-1] - c[at]) for c in cost)
+        rows = -(-left // max(-(-left // head_rows), 1))
+        furthest = [np.searchsorted(c, c[at] + rows, side="right") - 1 for c in cost]
         at = max(min(furthest), at + 1)
         bounds.append(int(allowed[at]))
     return orders, starts, bounds

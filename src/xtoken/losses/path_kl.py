@@ -124,9 +124,8 @@ class PathKL(Loss):
         notes = Notes.of(student.note_CX)
         along_S = Terms.of(notes, "student", self.student_paths, student, teacher)
         along_T = Terms.of(notes, "teacher", self.teacher_paths, teacher, student)
-        total_C, kept_C, sum_S, sum_T, picked = self.root(
-            student.logits_RV, teacher.logits_RV, notes, along_S.picks
-        )
+        teacher_picked = teacher.logits_RV[along_T.picks]
+        total_C, kept_C, sum_S, sum_T, picked = self.root(student, teacher, notes, along_S.picks)
         depths_C = torch.zeros_like(kept_C)
         if along_S.count:
             with torch.no_grad():
@@ -135,7 +134,7 @@ class PathKL(Loss):
             total_C, depths_C = self._add(along_S, target, mass, total_C, depths_C)
         if along_T.count:
             with torch.no_grad():
-                target = along_T.whole_log_mass(teacher.logits_RV[along_T.picks], sum_T)
+                target = along_T.whole_log_mass(teacher_picked, sum_T)
             mass = along_T.split_log_mass(student.later_DV)
             total_C, depths_C = self._add(along_T, target, mass, total_C, depths_C)
         return self.result(total_C, kept_mass=kept_C, depths=depths_C)

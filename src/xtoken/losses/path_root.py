@@ -15,6 +15,7 @@ from xtoken.losses.parts import Which
 from xtoken.losses.path_notes import Notes
 from xtoken.losses.path_terms import LEAST_MASS
 from xtoken.losses.paths import NONE, Paths
+from xtoken.losses.pooling import Rows
 from xtoken.losses.projector import Projector
 from xtoken.projection import Projection
 
@@ -68,26 +69,32 @@ class Root(nn.Module):
         self._cache: dict[tuple[Which, int], dict[Which, np.ndarray]] = {}
 
     def forward(
-        self, student_CV: Tensor, teacher_CU: Tensor, notes: Notes, picks: Picks
+        self, student: Rows, teacher: Rows, notes: Notes, picks: Picks
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return divergence, teacher's mass before folding, log-sums of both, picked logits.
 
         The log-sums are those of the whole rows; `picks` are (row, column) of student logits.
+        The rows are used up: what doesn't count may be masked in them.
         """
+        student_CV, teacher_CU = student.logits_RV, teacher.logits_RV
         out_S, out_T = self._left_out(notes, student_CV.device)
+        lost = [
+            None if out.nothing else out.log_mass(logits.detach())
+            for out, logits in ((out_S, student_CV), (out_T, teacher_CU))
+        ]
         if self.direction == "teacher_to_student" and self.temperature == 1.0:
             total_C, kept_C, sum_S, sum_T, picked = ProjectedKL.apply(
-                student_CV, teacher_CU, self.projector, out_S, out_T, picks
-            )
+                student_CV, teacher_CU, self.projector, out_S, out_T, picks,
+                student.max_R, teacher.max_R,
+            )  # fmt: skip
         else:
             total_C, kept_C, sum_S, sum_T = self._any(
                 out_S.mask(student_CV), out_T.mask(teacher_CU)
             )
             picked = student_CV[picks]
         sums = []
-        for out, logits, sum_C in ((out_S, student_CV, sum_S), (out_T, teacher_CU, sum_T)):
-            if not out.nothing:
-                lost_C = out.log_mass(logits.detach())
+        for lost_C, sum_C in zip(lost, (sum_S, sum_T), strict=True):
+            if lost_C is not None:
                 total_C = total_C.masked_fill(torch.sigmoid(sum_C - lost_C) < LEAST_MASS, 0.0)
                 sum_C = torch.logaddexp(sum_C, lost_C)
             sums.append(sum_C)

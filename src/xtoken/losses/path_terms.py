@@ -96,9 +96,9 @@ class Terms:
         logits_XV = later_DV.index_select(0, self.later_X)
         picked = logits_XV[self.split_term, self.split_token]
         log_E = segment_log_sum(picked, self.split_slot, len(self.slot_term_E))
-        # REST itself, not 1 - events: it may be tiny.
+        # REST itself, not 1 - events: it may be tiny. In place, since the rows are a copy.
         masked = logits_XV.new_tensor(MASKED)
-        others_X = logits_XV.index_put((self.split_term, self.split_token), masked).logsumexp(-1)
+        others_X = logits_XV.index_put_((self.split_term, self.split_token), masked).logsumexp(-1)
         log_E = log_E.index_put((self.rest_slot,), others_X[self.rest_term])
         sum_X = segment_log_sum(log_E, self.slot_term_E, self.count)
         with torch.no_grad():
