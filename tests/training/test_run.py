@@ -65,7 +65,10 @@ def logits_of(folder: Path, text: str) -> torch.Tensor:
         return model(**tokenizer(text, return_tensors="pt")).logits
 
 
-@pytest.mark.parametrize(("kind", "advised"), [("gold", True), ("h_kl", True), ("p_kl", False)])
+@pytest.mark.parametrize(
+    ("kind", "advised"),
+    [("gold", True), ("h_kl", True), ("strict", True), ("bpm", True), ("p_kl", False)],
+)
 def test_a_split_that_the_audit_finds_unsound_is_named(make_config: Make, kind, advised) -> None:
     said: list[str] = []
     quiet(make_config(loss={"kind": kind}, training={"max_steps": 1}), say=said.append)

@@ -35,6 +35,9 @@ from xtoken.training.saving import full_disk_is_an_error
 from xtoken.training.student import require_peft, student_dtype
 from xtoken.training.trainer import XTokenTrainer
 
+# Losses that compare matching tokens and put the others into a rest of their own.
+SPLITTING = ("h_kl", "gold", "strict", "bpm")
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -178,7 +181,7 @@ def _write_audit(pairs: Pairs, data: RunData, folder: Path, say: Say) -> None:
 
 def _compare_with_verdict(pair: Pair, report: Any, say: Say) -> None:
     """Say so if a loss splits the vocabulary where the audit finds that unsound."""
-    if report.verdict.x_token == "p_kl" and pair.loss.kind in ("h_kl", "gold"):
+    if report.verdict.x_token == "p_kl" and pair.loss.kind in SPLITTING:
         say(f"The audit advises against {pair.loss.kind} for {pair.name}: {report.verdict.reason}")
 
 
