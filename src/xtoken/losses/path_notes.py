@@ -47,7 +47,7 @@ class Notes:
         for c, token in zip(deep, tokens, strict=True):
             for a in paths.active_nodes(paths.path[token], self.depth[side][c]):
                 node = paths.node(a)
-                if node.events + node.ends > 1:  # nothing to tell apart otherwise
+                if node.slots > 1:  # nothing to tell apart otherwise
                     nodes.append(node)
                     chunks.append(c)
                     depths.append(len(a))

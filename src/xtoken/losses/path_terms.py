@@ -49,32 +49,35 @@ class Terms:
         """Find the nodes that the block's chunks pass, and lay their events end to end."""
         nodes, chunks, depths = notes.nodes(side, paths, whole)
         device = whole.logits_RV.device
-        chunk_X = _join([np.array(chunks)], device)
+        slots_X = np.array([node.slots for node in nodes], dtype=np.int64)
+        ends_X = np.array([node.ends for node in nodes], dtype=bool)
+        base_X = np.cumsum(slots_X) - slots_X
+        number_X = np.arange(len(nodes))
+        counted = [node.counted for node in nodes]
+        many_X = [len(token) for token, _ in counted]
+        split_X = [len(node.split) for node in nodes]
+
+        def on_device(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        chunk_X, depth_X = (np.array(of, dtype=np.int64) for of in (chunks, depths))
+        picks = np.repeat(chunk_X, many_X), _join([token for token, _ in counted])
+        whole_slot = _join([event for _, event in counted]) + np.repeat(base_X, many_X)
+        split_slot = _join([node.split_event for node in nodes]) + np.repeat(base_X, split_X)
         assert split.later_start_C is not None
-        later_X = split.later_start_C[chunk_X] + _join([np.array(depths)], device) - 1
-        parts: dict[str, list[np.ndarray]] = {
-            name: []
-            for name in ("row", "token", "whole_slot", "split_term", "split_token", "split_slot",
-                         "slot_term_E", "rest_term", "rest_slot")
-        }  # fmt: skip
-        base = 0
-        for x, (node, chunk) in enumerate(zip(nodes, chunks, strict=True)):
-            # Whole tokens of REST drop out where REST doesn't count.
-            counts = node.ends | (node.whole_event < node.events)
-            parts["row"].append(np.full(int(counts.sum()), chunk))
-            parts["token"].append(node.whole[counts])
-            parts["whole_slot"].append(base + node.whole_event[counts])
-            parts["split_term"].append(np.full(len(node.split), x))
-            parts["split_token"].append(node.split)
-            parts["split_slot"].append(base + node.split_event)
-            parts["slot_term_E"].append(np.full(node.events + node.ends, x))
-            if node.ends:
-                parts["rest_term"].append(np.array([x]))
-                parts["rest_slot"].append(np.array([base + node.events]))
-            base += node.events + node.ends
-        found = {name: _join(arrays, device) for name, arrays in parts.items()}
-        picks = found.pop("row"), found.pop("token")
-        return cls(chunk_X=chunk_X, later_X=later_X, picks=picks, **found)
+        chunk = on_device(chunk_X)
+        return cls(
+            chunk_X=chunk,
+            later_X=split.later_start_C[chunk] + on_device(depth_X - 1),
+            picks=(on_device(picks[0]), on_device(picks[1])),
+            whole_slot=on_device(whole_slot),
+            split_term=on_device(np.repeat(number_X, split_X)),
+            split_token=on_device(_join([node.split for node in nodes])),
+            split_slot=on_device(split_slot),
+            slot_term_E=on_device(np.repeat(number_X, slots_X)),
+            rest_term=on_device(number_X[ends_X]),
+            rest_slot=on_device((base_X + slots_X - 1)[ends_X]),
+        )
 
     @property
     def count(self) -> int:
@@ -122,6 +125,5 @@ def segment_log_sum(log_E: Tensor, bag_E: Tensor, bags: int) -> Tensor:
     return total.clamp_min(floor_of(log_E.dtype)).log() + top
 
 
-def _join(arrays: list[np.ndarray], device: torch.device) -> Tensor:
-    joined = np.concatenate([np.zeros(0, dtype=np.int64), *arrays]).astype(np.int64)
-    return torch.from_numpy(joined).to(device)
+def _join(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *arrays])

@@ -44,6 +44,17 @@ class NodeEvents:
     events: int
     ends: bool
 
+    @property
+    def slots(self) -> int:
+        """The events, and REST behind them where it counts."""
+        return self.events + self.ends
+
+    @cached_property
+    def counted(self) -> tuple[np.ndarray, np.ndarray]:
+        """The whole tokens that count and their events: those of REST only where it does."""
+        counts = self.ends | (self.whole_event < self.events)
+        return self.whole[counts], self.whole_event[counts]
+
 
 class Speller:
     """A vocabulary's own spelling of byte strings.
