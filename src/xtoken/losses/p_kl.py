@@ -15,7 +15,7 @@ from xtoken.losses.columns import floor_of, pick
 from xtoken.losses.divergence import divergence
 from xtoken.losses.learned import LearnedWeights
 from xtoken.losses.loss import Loss
-from xtoken.losses.p_kl_fused import ProjectedKL
+from xtoken.losses.p_kl_fused import LeftOut, ProjectedKL
 from xtoken.losses.pooling import MASKED, POOLINGS, Rows, rest_log_prob, segment_mean
 from xtoken.losses.projector import Projector
 from xtoken.losses.top_k_fused import ListedKL
@@ -179,14 +179,15 @@ class PKL(Loss):
 
     def _block_fused(self, student: Rows, teacher: Rows) -> LossResult:
         """Return what `block` does, for P-KL's default settings, in less time."""
-        teacher_CU, share_C = self._foldable(teacher.logits_RV)
-        # Ids that fold nowhere are masked by now, and may have held the largest.
-        teacher_max_C = teacher.max_R if teacher_CU is teacher.logits_RV else None
-        per_chunk_C, kept_C, *_ = ProjectedKL.apply(
-            student.logits_RV, teacher_CU, self.projector, None, None, None, student.max_R,
-            teacher_max_C,
+        out = LeftOut.columns(self.projector.unfolded_X)
+        lost_C = None if out.nothing else out.log_mass(teacher.logits_RV)
+        per_chunk_C, kept_C, _, sum_C, _ = ProjectedKL.apply(
+            student.logits_RV, teacher.logits_RV, self.projector, None, out, None, student.max_R,
+            teacher.max_R,
         )  # fmt: skip
-        return self.result(per_chunk_C, kept_mass=kept_C * share_C)
+        if lost_C is not None:
+            kept_C = kept_C * torch.sigmoid(sum_C - lost_C)
+        return self.result(per_chunk_C, kept_mass=kept_C)
 
     def _block_listed(self, student: Rows, teacher: Rows, state: Any) -> LossResult:
         """Return the same under `topk_rest`, without forming a column of q that isn't listed."""

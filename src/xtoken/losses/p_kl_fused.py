@@ -21,6 +21,12 @@ class LeftOut:
     token: Tensor
     columns_X: Tensor
 
+    @classmethod
+    def columns(cls, columns_X: Tensor) -> LeftOut:
+        """Leave out whole columns alone."""
+        none = columns_X[:0]
+        return cls(none, none, columns_X)
+
     @property
     def nothing(self) -> bool:
         """All of it counts."""
