@@ -65,7 +65,7 @@ docs: install
 clean:
 	rm -rf $(VENV) .cache build dist src/*.egg-info
 
-# The comparison of every loss on a controlled pair, on one core: minutes, and an hour or two.
+# The comparison of every loss on a controlled pair, on one core: minutes, and hours.
 .PHONY: miniature miniature-full
 miniature: $(VENV)/.demo-smollm2
 	$(BIN)/python -m benchmarks.miniature --quick

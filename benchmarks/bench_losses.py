@@ -38,8 +38,9 @@ from measuring import (
     serve,
     write_json,
 )
+from pages import update
 from pair import Case, common_options, contenders, make_cases, scratch_folder
-from tables import Ratio, compare, show
+from tables import Ratio, compare, costs, show
 
 Work = Callable[[], float]
 
@@ -78,6 +79,10 @@ SHORT = {
     512: ("floor", "path_kl", "p_kl", "p_kl_topk_rest", "h_kl", "gold", "uld", "direct",
           "naive_p_kl", "naive_h_kl", "naive_gold"),
 }  # fmt: skip
+# What the page about the losses shows: each with its own defaults, and the length.
+SHOWN = ("direct", "p_kl", "p_kl_topk_rest", "path_kl", "h_kl", "gold", "uld", "alm", "strict",
+         "csd", "bpm")  # fmt: skip
+SHOWN_LENGTH = 512
 # The plain forms' dense chunk products grow with the square of the length.
 NAIVE_LONGEST = 1024
 RATIOS = [
@@ -224,6 +229,7 @@ def main() -> None:
     parser.add_argument("--lengths", help="student tokens, e.g. 256,512")
     parser.add_argument("--only", help="contenders, e.g. floor,p_kl,naive_p_kl")
     parser.add_argument("--naive-longest", type=int, default=NAIVE_LONGEST)
+    parser.add_argument("--page", type=Path, help="put the losses' costs into this page")
     options = parser.parse_args()
     if options.worker:
         name, folder, length, device = options.worker
@@ -236,9 +242,14 @@ def main() -> None:
     everything = (*OURS, *THEIRS)
     if options.only or options.full:
         options.only = contenders(options.only, everything, everything)
+    needed = {"floor", *SHOWN} if options.page else set()
+    if not needed <= set(options.only or ()) or (needed and SHOWN_LENGTH not in options.lengths):
+        parser.error(f"--page shows {', '.join(sorted(needed))} at --lengths {SHOWN_LENGTH}")
     result = measure(options)
     if options.json:
         write_json(options.json, result)
+    if options.page:
+        update(options.page, {"costs": costs(result, SHOWN, SHOWN_LENGTH)})
     show(result)
 
 

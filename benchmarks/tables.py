@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from measuring import Measurement
+if TYPE_CHECKING:
+    from measuring import Measurement
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,21 @@ def markdown(result: dict[str, Any]) -> str:
     if result.get("notes"):
         lines += ["", *[f"- {note}" for note in result["notes"]]]
     return "\n".join([*lines, ""])
+
+
+def costs(result: dict[str, Any], names: Sequence[str], length: int) -> str:
+    """Return what losses cost beside the floor at one length, the cheapest first, as Markdown."""
+    found = {m["name"]: m for m in result["measurements"] if m["length"] == length}
+    floor = found["floor"]["wall_s"]["median"]
+    lines = ["| loss | seconds (lowest - highest) | of the floor | MiB |", "|---|--:|--:|--:|"]
+    for name in sorted(("floor", *names), key=lambda name: found[name]["wall_s"]["median"]):
+        wall, memory = found[name]["wall_s"], found[name]["memory_mib"]
+        lines.append(
+            f"| {name} | {wall['median']:.2f} ({wall['min']:.2f} - {wall['max']:.2f}) "
+            f"| {wall['median'] / floor:.1f} | {memory:,.0f} |"
+        )
+    runs = min(found[name]["runs"] for name in names)
+    return "\n".join([*lines, "", f"T = {length}, medians of {runs} runs. {_setting(result)}"])
 
 
 def _setting(result: dict[str, Any]) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from benchmarks.miniature.tables import tables as miniature_tables
 from benchmarks.pages import with_tables
 from benchmarks.real_pair.tables import tables as real_pair_tables
+from benchmarks.tables import costs
+
+from xtoken.losses.registry import LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,3 +40,10 @@ def test_tables_in_the_documentation_are_those_of_the_results(page, tables, resu
     found = tables(ROOT / "benchmarks" / "results" / results)
     assert found
     assert with_tables(text, found) == text
+
+
+def test_the_costs_of_all_losses_are_those_measured():
+    text = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    result = json.loads((ROOT / "benchmarks" / "results" / "losses.json").read_text())
+    names = [*LOSSES, "p_kl_topk_rest"]
+    assert with_tables(text, {"costs": costs(result, names, 512)}) == text
