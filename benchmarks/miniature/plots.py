@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from benchmarks.miniature.tables import FIGURES, figure, read_cells
 
 Cells = dict[str, dict[int, dict[str, Any]]]
+Found = Mapping[str, Mapping[str, Sequence[float]]]
 FIXED = "_fixed_scale"
 # A figure this many times the median is named at the edge: it would press the others together.
 FAR = 1.15
@@ -43,11 +45,46 @@ def save_chart(chart: Any, path: Path) -> Path:
     return path
 
 
-def _dots(folder: Path, column: str, rows: Cells, names: list[str], title: str) -> Path:
-    """Draw a panel a figure: mean and spread of each row, the best of the first panel on top."""
+def draw_dots(path: Path, title: str, found: Found, *, lower: bool) -> Path:
+    """Draw a panel a figure: mean and spread of each row, the best of the first panel on top.
+
+    Args:
+        path: where the SVG goes.
+        title: what stands above all.
+        found: for each figure each row's values, one a seed.
+        lower: less is better.
+    """
     from matplotlib import pyplot
 
-    lower = title == "bits-per-byte"
+    first = next(iter(found.values()))
+    order = sorted(first, key=lambda row: np.mean(first[row]), reverse=lower)
+    places = np.arange(len(order))
+    size = (9, 0.9 + 0.2 * len(order))
+    chart, panels = pyplot.subplots(1, len(found), figsize=size, sharey=True, squeeze=False)
+    for axes, (name, rows) in zip(panels[0], found.items(), strict=True):
+        means = [float(np.mean(rows[row])) for row in order]
+        most = FAR * float(np.median(means)) if lower else np.inf
+        spread = [
+            np.std(rows[row]) * (mean <= most) for row, mean in zip(order, means, strict=True)
+        ]
+        axes.errorbar([min(mean, most) for mean in means], places, xerr=spread, fmt="o", ms=4)
+        for place, mean in enumerate(means):
+            if mean > most:
+                axes.annotate(f"{mean:.1f} >", (most, place), (-6, 0), textcoords="offset points",
+                              ha="right", va="center", fontsize=7)  # fmt: skip
+        if "continued" in order:
+            axes.axvline(means[order.index("continued")], color="grey", lw=0.8, ls="--")
+        axes.set_yticks(places, order, fontsize=7)
+        axes.grid(axis="y", lw=0.3)
+        axes.locator_params(axis="x", nbins=4)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.set_title(name, fontsize=9)
+    better = "less" if lower else "more"
+    chart.suptitle(f"{title} ({better} is better; dashed: continued training)", fontsize=10)
+    return save_chart(chart, path)
+
+
+def _dots(folder: Path, column: str, rows: Cells, names: list[str], title: str) -> Path:
     found = {
         name: {
             row: [figure(c["figures"], FIGURES[name]) for c in cells.values()]
@@ -55,29 +92,8 @@ def _dots(folder: Path, column: str, rows: Cells, names: list[str], title: str) 
         }
         for name in names
     }
-    order = sorted(rows, key=lambda row: np.mean(found[names[0]][row]), reverse=lower)
-    height = 0.9 + 0.2 * len(rows)
-    chart, panels = pyplot.subplots(1, len(names), figsize=(9, height), sharey=True, squeeze=False)
-    for axes, name in zip(panels[0], names, strict=True):
-        means = [float(np.mean(found[name][row])) for row in order]
-        most = FAR * float(np.median(means)) if lower else np.inf
-        shown = [min(mean, most) for mean in means]
-        spread = [
-            np.std(found[name][row]) * (mean <= most)
-            for row, mean in zip(order, means, strict=True)
-        ]
-        axes.errorbar(shown, np.arange(len(order)), xerr=spread, fmt="o", ms=4)
-        for place, mean in enumerate(means):
-            if mean > most:
-                axes.annotate(f"{mean:.1f} >", (most, place), (-6, 0), textcoords="offset points",
-                              ha="right", va="center", fontsize=7)  # fmt: skip
-        if "continued" in order:
-            axes.axvline(means[order.index("continued")], color="grey", lw=0.8, ls="--")
-        axes.set_yticks(np.arange(len(order)), order, fontsize=7)
-        axes.grid(axis="y", lw=0.3)
-        axes.set_title(f"{name} ({'less' if lower else 'more'} is better)", fontsize=9)
-    chart.suptitle(f"{column}: {title}; dashed: continued training", fontsize=10)
-    return save_chart(chart, folder / f"{column}-{title}.svg")
+    path = folder / f"{column}-{title}.svg"
+    return draw_dots(path, f"{column}: {title}", found, lower=title == "bits-per-byte")
 
 
 def _curves(folder: Path, column: str, rows: Cells) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks.miniature.grid import write_json
-from benchmarks.miniature.plots import save_chart
+from benchmarks.miniature.plots import draw_dots
 from benchmarks.miniature.tables import BASELINE, figure, mean_text, paired
 from benchmarks.real_pair.cells import NAMES
 
@@ -185,36 +185,21 @@ def _summary(rows: Rows, reference: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_plots(folder: Path) -> list[Path]:
-    """Write bits per byte against the start, by row and domain, as an SVG a case."""
+    """Write bits per byte by row and domain as an SVG a case."""
     import matplotlib
 
     matplotlib.use("svg")
     # Ids and dates that don't change from run to run.
     matplotlib.rcParams["svg.hashsalt"] = "real-pair"
-    from matplotlib import pyplot
-
-    found = []
-    domains = ["bpb prose", "bpb code", "bpb numerals"]
+    charts = []
     for case, rows in read_case(folder).items():
-        start = read_reference(folder, case)["start"]
-        chart, axes = pyplot.subplots(figsize=(9, 3.8))
-        for place, name in enumerate(domains):
-            before = figure(start, FIGURES[name])
-            values = [
-                [figure(c["figures"], FIGURES[name]) - before for c in cells.values()]
-                for cells in rows.values()
-            ]
-            axes.bar(
-                np.arange(len(rows)) + place * 0.27,
-                [np.mean(v) for v in values],
-                0.27,
-                yerr=[np.std(v) for v in values],
-                label=name.removeprefix("bpb "),
-            )
-        axes.axhline(0.0, color="black", linewidth=0.8)
-        axes.set_xticks(np.arange(len(rows)) + 0.27, list(rows), rotation=40, ha="right")
-        axes.set_ylabel("change of bits per byte")
-        axes.set_title(f"{case}: held-out bits per byte against the start (lower is better)")
-        axes.legend()
-        found.append(save_chart(chart, folder / f"{case}-bits-per-byte.svg"))
-    return found
+        found = {
+            name: {
+                row: [figure(c["figures"], FIGURES[name]) for c in cells.values()]
+                for row, cells in rows.items()
+            }
+            for name in ("bpb prose", "bpb code", "bpb sums", "bpb numerals")
+        }
+        path = folder / f"{case}-bits-per-byte.svg"
+        charts.append(draw_dots(path, f"{case}: held-out bits per byte", found, lower=True))
+    return charts
