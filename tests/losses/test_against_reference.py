@@ -115,6 +115,28 @@ def test_value_and_gradient(kind, settings, temperature):
     assert not gradient[-1].any()  # a row of no chunk
 
 
+@pytest.mark.parametrize("direction", ["teacher_to_student", "student_to_teacher", "jsd"])
+@pytest.mark.parametrize("larger", ["student", "teacher"])
+def test_strict_where_one_side_has_no_rest(larger, direction):
+    """A trimmed vocabulary: each of its ids has a partner."""
+    V, U = (3, 5) if larger == "teacher" else (5, 3)
+    ids = np.arange(V, dtype=np.int32)
+    partner = ids < U
+    projection = Projection.from_arrays(
+        np.where(partner, ids, -1)[:, None],
+        partner.astype(np.float32)[:, None],
+        exact=partner,
+        teacher_size=U,
+    )
+    case = make_case(projection)
+    expected, expected_gradient = run_reference(events.strict, case, direction=direction)
+    result, gradient = run(LOSSES["strict"](projection, direction=direction), case)
+    torch.testing.assert_close(result.total, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-10)
+    single, _ = run(LOSSES["strict"](projection), case.to(torch.float32))
+    assert float(single.total) < 100 * int(single.count)
+
+
 def test_p_kl_where_no_teacher_id_is_masked():
     plain = small_projection()
     projection = Projection.from_arrays(

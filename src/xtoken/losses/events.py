@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -58,7 +60,12 @@ def final_events(
 
 
 def rest_log_mass(logp_CX: Tensor) -> Tensor:
-    """Return the log-mass of a set of columns, a tiny number where there is none: [C]."""
+    """Return the log-mass of a set of columns, of a tiny number where there are none: [C].
+
+    Where one side alone has none, its other side's mass is divided by that number: a constant
+    without gradient, but a finite one.
+    """
+    tiny = math.log(floor_of(logp_CX.dtype))
     if logp_CX.shape[1] == 0:
-        return logp_CX.new_full((logp_CX.shape[0],), MASKED)
-    return logp_CX.logsumexp(-1)
+        return logp_CX.new_full((logp_CX.shape[0],), tiny)
+    return logp_CX.logsumexp(-1).clamp_min(tiny)
