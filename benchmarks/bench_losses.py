@@ -1,6 +1,6 @@
 """Time and memory of every loss from logits, forward and backward, against other ways to do it.
 
-    .venv/bin/python benchmarks/bench_losses.py            # short: a minute or two
+    .venv/bin/python benchmarks/bench_losses.py            # short: five minutes
     .venv/bin/python benchmarks/bench_losses.py --full     # T = 256 ... 2048, five runs
     .venv/bin/python benchmarks/bench_losses.py --only p_kl,naive_p_kl,floor --lengths 512
 
@@ -9,7 +9,7 @@ logits (float32 on a CPU, bf16 on a GPU). Each figure is one loss's forward and 
 the student's logits. Contenders:
 
     floor      log-softmax of the student's logits forward and backward, of the teacher's forward
-    p_kl ...   the losses with their default settings (`p_kl_batch`, `h_kl_8192`, `gold_mean` ...:
+    p_kl ...   the losses with their default settings (`p_kl_batch`, `gold_mean` ...:
                with the settings of the plain form or peer that they are compared with)
     naive_...  the plain form, as public code computes it (`naive.py`)
     trl        TRL's hybrid `ULDLoss`, at the shortest length alone: it takes half a minute there
@@ -92,6 +92,10 @@ RATIOS = [
     Ratio("naive_h_kl", "h_kl", "memory", at_least=3.0, lengths=(512, 1024)),
     Ratio("naive_gold", "gold", "seconds", at_least=5.0, lengths=(512, 1024)),
     Ratio("naive_gold", "gold", "memory", at_least=3.0, lengths=(512, 1024)),
+    # With the plain forms' own settings.
+    Ratio("naive_p_kl", "p_kl_batch", "seconds"),
+    Ratio("naive_h_kl", "h_kl_mean", "seconds"),
+    Ratio("naive_gold", "gold_mean", "seconds"),
     Ratio("naive_uld", "uld", "seconds"),
     Ratio("naive_direct", "direct", "seconds"),
     Ratio("p_kl", "floor", "seconds", at_most=1.5),

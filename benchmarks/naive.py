@@ -13,7 +13,7 @@ from torch import Tensor
 from xtoken.losses import Chunks
 from xtoken.projection import Projection
 
-# Public code keeps so many teacher columns under P-KL, and sorts so many of what is left over.
+# Public code keeps so many teacher columns under P-KL.
 KEPT_COLUMNS = 8192
 EPSILON = 1e-10
 

@@ -78,6 +78,8 @@ ROWS: dict[str, Row] = {
     "csd_fixed_scale": Row("csd", scaling="fixed"),
     "strict_fixed_scale": Row("strict", scaling="fixed"),
     "bpm_fixed_scale": Row("bpm", scaling="fixed"),
+    "p_kl_gamma0_fixed_scale": Row("p_kl", gamma=0.0, scaling="fixed"),
+    "p_kl_learned_fixed_scale": Row("p_kl", {"weights": "learned"}, scaling="fixed"),
     "p_kl_chain_rule_fixed_scale": Row("p_kl", {"pooling": "chain_rule"}, scaling="fixed"),
     "p_kl_mean_fixed_scale": Row("p_kl", {"pooling": "mean"}, scaling="fixed"),
     "p_kl_reached_fixed_scale": Row("p_kl", {"support": "reached"}, scaling="fixed"),
