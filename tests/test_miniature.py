@@ -33,9 +33,12 @@ def folders(tmp_path_factory):
     return tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("cache")
 
 
-def run(output, cache, rows):
+def run(output, cache, rows, rate=None):
     size = dataclasses.replace(SMALLEST, prose_texts=2)
-    run_grid(size, output, cache, rows=rows, columns=["teacher_splits"], seeds=[0, 1], prose=TEXT)
+    run_grid(
+        size, output, cache,
+        rows=rows, columns=["teacher_splits"], seeds=[0, 1], rate=rate, prose=TEXT,
+    )  # fmt: skip
 
 
 def test_end_to_end_resumable_and_repeatable(folders, tmp_path):
@@ -47,6 +50,8 @@ def test_end_to_end_resumable_and_repeatable(folders, tmp_path):
     run(output, cache, ["continued", "gold", "path_kl", "sequence_kd"])
     assert {path: path.stat().st_mtime_ns for path in cells} == before
     assert len(list((output / "cells").glob("*.json"))) == 8
+    with pytest.raises(SystemExit, match=r"learning_rate 0\.002 \(asked: 0\.5\)"):
+        run(output, cache, ["gold"], rate=0.5)
 
     # The same seeds give the same numbers: all but the seconds.
     run(tmp_path, cache, ["path_kl"])

@@ -72,7 +72,7 @@ def run_grid(
             bench = Bench.of(column, prose, size)
             for row in rows:
                 path = folder / "cells" / f"{name}--{row}--{seed}.json"
-                if path.exists():
+                if _done(path, size, rates[row]):
                     continue
                 cell = run_cell(bench, row, seed, rates[row])
                 write_json(path, cell)
@@ -84,6 +84,20 @@ def run_grid(
                     f"{sum(cell['seconds'].values()):.0f} s",
                     flush=True,
                 )
+
+
+def _done(path: Path, size: Size, rate: float) -> bool:
+    """Return whether a cell is there; refuse one that was run in another way."""
+    if not path.exists():
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    asked = {"size": size.name, "steps": size.cell_steps, "learning_rate": rate}
+    other = [f"{k} {found[k]} (asked: {v})" for k, v in asked.items() if found[k] != v]
+    if other:
+        raise SystemExit(
+            f"{path} was made with {', '.join(other)}. Remove the file, or give another --output."
+        )
+    return True
 
 
 def swept_rates(

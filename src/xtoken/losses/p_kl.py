@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Weights = Literal["fixed", "learned"]
 WEIGHTS: tuple[Weights, ...] = ("fixed", "learned")
 SUPPORTS: tuple[Support, ...] = ("full", "reached", "topk_rest", "topk_batch")
-# Teacher ids of a position beyond these carry under a percent of its mass on ordinary text.
+# Ids kept of a position; what is beyond them goes to REST.
 DEFAULT_TOP_K = 64
 # (code): ids kept for a whole batch.
 DEFAULT_BATCH_TOP_K = 8192
