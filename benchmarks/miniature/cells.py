@@ -78,6 +78,7 @@ ROWS: dict[str, Row] = {
     "csd_fixed_scale": Row("csd", scaling="fixed"),
     "strict_fixed_scale": Row("strict", scaling="fixed"),
     "bpm_fixed_scale": Row("bpm", scaling="fixed"),
+    "path_kl_without_labels": Row("path_kl", scaling="fixed", ce=0.0),
     "p_kl_gamma0_fixed_scale": Row("p_kl", gamma=0.0, scaling="fixed"),
     "p_kl_learned_fixed_scale": Row("p_kl", {"weights": "learned"}, scaling="fixed"),
     "p_kl_chain_rule_fixed_scale": Row("p_kl", {"pooling": "chain_rule"}, scaling="fixed"),
