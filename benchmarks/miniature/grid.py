@@ -28,6 +28,25 @@ def write_json(path: Path, data: Any) -> None:
     write_whole(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
 
 
+def is_done(path: Path, asked: dict[str, Any], within: str | None = None) -> bool:
+    """Return whether a file is there; refuse one that was made with other settings.
+
+    `within` names the entry of the file that holds them, None: they stand in it itself.
+    """
+    if not path.exists():
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if within is not None:
+        found = found[within]
+    other = [f"{k} {found.get(k)} (asked: {v})" for k, v in asked.items() if found.get(k) != v]
+    if other:
+        raise SystemExit(
+            f"{path} was made with {', '.join(other)}. Ask for the same, remove the file, or give "
+            "another --output."
+        )
+    return True
+
+
 def surroundings() -> dict[str, str]:
     """Return the hardware and the versions."""
     model = platform.processor() or platform.machine()
@@ -72,7 +91,8 @@ def run_grid(
             bench = Bench.of(column, prose, size)
             for row in rows:
                 path = folder / "cells" / f"{name}--{row}--{seed}.json"
-                if _done(path, size, rates[row]):
+                asked = {"size": size.name, "steps": size.cell_steps, "learning_rate": rates[row]}
+                if is_done(path, asked):
                     continue
                 cell = run_cell(bench, row, seed, rates[row])
                 write_json(path, cell)
@@ -84,20 +104,6 @@ def run_grid(
                     f"{sum(cell['seconds'].values()):.0f} s",
                     flush=True,
                 )
-
-
-def _done(path: Path, size: Size, rate: float) -> bool:
-    """Return whether a cell is there; refuse one that was run in another way."""
-    if not path.exists():
-        return False
-    found = json.loads(path.read_text(encoding="utf-8"))
-    asked = {"size": size.name, "steps": size.cell_steps, "learning_rate": rate}
-    other = [f"{k} {found[k]} (asked: {v})" for k, v in asked.items() if found[k] != v]
-    if other:
-        raise SystemExit(
-            f"{path} was made with {', '.join(other)}. Remove the file, or give another --output."
-        )
-    return True
 
 
 def swept_rates(

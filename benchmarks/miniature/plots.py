@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.miniature.tables import FIGURES, figure, read_cells
 
 Cells = dict[str, dict[int, dict[str, Any]]]
-Found = Mapping[str, Mapping[str, Sequence[float]]]
+Figures = Mapping[str, tuple[str, ...]]
 FIXED = "_fixed_scale"
 # A figure this many times the median is named at the edge: it would press the others together.
 FAR = 1.15
@@ -45,17 +45,25 @@ def save_chart(chart: Any, path: Path) -> Path:
     return path
 
 
-def draw_dots(path: Path, title: str, found: Found, *, lower: bool) -> Path:
+def draw_dots(path: Path, title: str, cells: Cells, figures: Figures, *, lower: bool) -> Path:
     """Draw a panel a figure: mean and spread of each row, the best of the first panel on top.
 
     Args:
         path: where the SVG goes.
         title: what stands above all.
-        found: for each figure each row's values, one a seed.
+        cells: the rows, each with its cells by seed.
+        figures: the panels, and where each figure stands in a cell.
         lower: less is better.
     """
     from matplotlib import pyplot
 
+    found = {
+        name: {
+            row: [figure(cell["figures"], place) for cell in own.values()]
+            for row, own in cells.items()
+        }
+        for name, place in figures.items()
+    }
     first = next(iter(found.values()))
     order = sorted(first, key=lambda row: np.mean(first[row]), reverse=lower)
     places = np.arange(len(order))
@@ -85,15 +93,9 @@ def draw_dots(path: Path, title: str, found: Found, *, lower: bool) -> Path:
 
 
 def _dots(folder: Path, column: str, rows: Cells, names: list[str], title: str) -> Path:
-    found = {
-        name: {
-            row: [figure(c["figures"], FIGURES[name]) for c in cells.values()]
-            for row, cells in rows.items()
-        }
-        for name in names
-    }
+    figures = {name: FIGURES[name] for name in names}
     path = folder / f"{column}-{title}.svg"
-    return draw_dots(path, f"{column}: {title}", found, lower=title == "bits-per-byte")
+    return draw_dots(path, f"{column}: {title}", rows, figures, lower=title == "bits-per-byte")
 
 
 def _curves(folder: Path, column: str, rows: Cells) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -12,7 +11,7 @@ from typing import Any
 
 import transformers
 from benchmarks.measuring import machine
-from benchmarks.miniature.grid import write_json
+from benchmarks.miniature.grid import is_done, write_json
 from benchmarks.real_pair.cases import Ready
 from benchmarks.real_pair.cells import NAMES, Place, student_of, train_row
 from benchmarks.real_pair.measure import Measured, measure
@@ -43,12 +42,16 @@ def run_case(
         (seed, row, path)
         for seed in seeds
         for row in rows
-        if not _done(path := folder / "cells" / f"{ready.case.name}--{row}--{seed}.json", settings)
+        if not is_done(
+            path := folder / "cells" / f"{ready.case.name}--{row}--{seed}.json",
+            settings,
+            "settings",
+        )
     ]
-    if not missing and _done(reference, settings):
+    if not missing and is_done(reference, settings, "settings"):
         return 0
     vocabs = Vocabulary.from_pretrained(ready.start), Vocabulary.from_pretrained(ready.teacher)
-    if not _done(reference, settings):
+    if not is_done(reference, settings, "settings"):
         _write_reference(ready, reference, settings, vocabs, measured, place)
     for seed, row, path in missing:
         trainer, training = train_row(ready, row, seed, place)
@@ -80,19 +83,6 @@ def _settings(ready: Ready, measured: Measured, place: Place) -> dict[str, Any]:
         "task_rows": measured.task_rows if measured.task_data else 0,
         "teacher_dtype": place.dtype,
     }
-
-
-def _done(path: Path, settings: dict[str, Any]) -> bool:
-    if not path.exists():
-        return False
-    found = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    other = [f"{k} {found.get(k)} (asked: {v})" for k, v in settings.items() if found.get(k) != v]
-    if other:
-        raise SystemExit(
-            f"{path} was made with {', '.join(other)}. Ask for the same, remove the file, or give "
-            "another --output."
-        )
-    return True
 
 
 def _teacher(ready: Ready, place: Place) -> Any:

@@ -191,15 +191,11 @@ def write_plots(folder: Path) -> list[Path]:
     matplotlib.use("svg")
     # Ids and dates that don't change from run to run.
     matplotlib.rcParams["svg.hashsalt"] = "real-pair"
+    names = ("bpb prose", "bpb code", "bpb sums", "bpb numerals")
+    figures = {name: FIGURES[name] for name in names}
     charts = []
     for case, rows in read_case(folder).items():
-        found = {
-            name: {
-                row: [figure(c["figures"], FIGURES[name]) for c in cells.values()]
-                for row, cells in rows.items()
-            }
-            for name in ("bpb prose", "bpb code", "bpb sums", "bpb numerals")
-        }
         path = folder / f"{case}-bits-per-byte.svg"
-        charts.append(draw_dots(path, f"{case}: held-out bits per byte", found, lower=True))
+        title = f"{case}: held-out bits per byte"
+        charts.append(draw_dots(path, title, rows, figures, lower=True))
     return charts
