@@ -8,9 +8,29 @@ import numpy as np
 import pytest
 import torch
 
-from losses.helpers import case_for, loss_for, make_case, small_projection
-from xtoken.errors import LossError, XTokenError
-from xtoken.losses import GOLD, HKL, LOSSES, PKL, ULD, Direct, loss_settings, make_loss
+from losses.helpers import (
+    STUDENT,
+    TEACHER,
+    case_for,
+    loss_for,
+    make_case,
+    run,
+    run_reference,
+    small_projection,
+)
+from xtoken.errors import LossError, ProjectionError, XTokenError
+from xtoken.losses import (
+    GOLD,
+    HKL,
+    LOSSES,
+    PKL,
+    ULD,
+    Direct,
+    cross_entropy,
+    loss_settings,
+    make_loss,
+    reference,
+)
 from xtoken.projection import Projection
 
 W = small_projection()
@@ -103,6 +123,44 @@ def test_shapes(kind):
 
 @pytest.mark.parametrize("kind", sorted(LOSSES))
 @pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("bad", [-1, 99])
+def test_chunks_whose_tokens_are_no_ids(kind, side, bad):
+    settings = {"pooling": "chain_rule"} if "chain_rule" in LOSSES[kind].poolings else {}
+    case = case_for(kind)
+    loss = loss_for(kind, case, **settings)
+    name = "student_target_N" if side == "student" else "teacher_target_M"
+    target = getattr(case.chunks, name).clone()
+    inside = int(getattr(case.chunks, f"{side}_start_C")[2])
+    target[inside] = bad
+    chunks = replace(case.chunks, **{name: target})
+    size = getattr(loss, f"{side}_size")
+    if not loss.reads_targets:
+        assert kind in ("strict", "bpm", "direct")
+        assert loss(case.student, case.teacher, chunks).total.isfinite()
+        return
+    with pytest.raises(LossError, match=rf"{name} .*chunk 2 are \[{bad}.*0 to {size - 1}"):
+        loss(case.student, case.teacher, chunks)
+
+
+@pytest.mark.parametrize("bad", [-1, 7])
+def test_cross_entropy_of_ids_that_are_none(bad):
+    with pytest.raises(LossError, match=rf"cross_entropy: .*chunk 1 are \[{bad}\].*0 to 6"):
+        cross_entropy(torch.zeros(4, 7), torch.tensor([2, -100, bad, 3]))
+
+
+@pytest.mark.parametrize("kind", ["csd", "bpm", "path_kl"])
+def test_a_projection_for_other_tokenizers(kind):
+    """Also where a loss is made by its class, not by name."""
+    for make in (LOSSES[kind], lambda p, s, t: make_loss(kind, projection=p, student_vocab=s,
+                                                         teacher_vocab=t)):  # fmt: skip
+        with pytest.raises(ProjectionError, match="built for the student tokenizer"):
+            make(Projection.build(STUDENT, TEACHER), TEACHER, STUDENT)
+        with pytest.raises(ProjectionError, match="bare arrays"):
+            make(W, STUDENT, TEACHER)
+
+
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+@pytest.mark.parametrize("side", ["student", "teacher"])
 @pytest.mark.parametrize(
     ("value", "word"), [(float("nan"), "NaN"), (-float("inf"), "all -inf"), (float("inf"), "inf")]
 )
@@ -131,6 +189,25 @@ def test_single_minus_infinity_is_allowed():
     total.backward()
     assert torch.isfinite(total)
     assert torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("direction", ["teacher_to_student", "student_to_teacher"])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_what_a_side_excludes_counts_as_the_reference_has_it(side, direction, temperature):
+    """A divisor of 0 is a tiny number, not one that drowns everything else."""
+    case = make_case()
+    logits, row = (case.student, 0) if side == "student" else (case.teacher, 1)
+    logits[row, 1] = -float("inf")
+    settings = {"direction": direction, "temperature": temperature}
+    result, gradient = run(PKL(case.projection, **settings), case)
+    expected, expected_gradient = run_reference(reference.p_kl, case, **settings)
+    # The floor is taken before ids that fold nowhere are left out, the reference's after.
+    torch.testing.assert_close(result.total, expected, rtol=1e-3, atol=0.0)
+    assert gradient.isfinite().all()
+    if side == "teacher":
+        largest = float(expected_gradient.abs().max())
+        torch.testing.assert_close(gradient, expected_gradient, rtol=0.0, atol=1e-3 * largest)
 
 
 def test_registry_names_every_setting():

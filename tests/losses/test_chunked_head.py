@@ -239,21 +239,24 @@ def test_any_module_as_head(kind):
         Hidden(states, head)
 
 
-def test_tied_weight_and_accumulation():
+@pytest.mark.parametrize("head_rows", [1, 7, 64])
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+def test_tied_weight_and_accumulation(kind, head_rows):
     """The embedding's own gradient and two micro-batches add up to one whole batch's."""
-    case = make_case()
-    loss = make_loss("p_kl", projection=case.projection)
+    loss, case = loss_and_case(kind, {})
     _, teacher = sides(case, {})
-    weight = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
-    ids = torch.arange(11) % 9
+    N, V = case.student.shape
+    weight = torch.randn(V, 5, dtype=torch.float64, requires_grad=True)
+    ids = torch.arange(N) % V
 
     def whole():
         return loss(weight[ids] @ weight.t(), teacher.logits(), case.chunks).total
 
     (expected,) = torch.autograd.grad(whole(), weight)
-    for part in (torch.tensor([0, 4, 2]), torch.tensor([1, 3, 5])):
+    for part in (torch.arange(0, len(case.chunks), 2), torch.arange(1, len(case.chunks), 2)):
         hidden = Hidden(weight[ids], OutputHead(weight))
-        loss(hidden, teacher.hidden(), case.chunks.select(part)).total.backward()
+        term = Term(loss, case.chunks.select(part), teacher.hidden())
+        run_terms(hidden, [term], head_rows=head_rows)[0].backward()
     torch.testing.assert_close(weight.grad, expected)
 
 
@@ -274,11 +277,12 @@ def test_frozen_head_and_frozen_states():
         assert not loss(student.hidden(), teacher.hidden(), case.chunks).total.requires_grad
 
 
+@pytest.mark.parametrize("head_rows", [1, 7, 64])
 @pytest.mark.parametrize("mode", ["weights", "autocast", "argument"])
-def test_half_precision(mode):
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+def test_half_precision(kind, mode, head_rows):
     """The error against float64 is no more than twice that of the whole route's."""
-    case = make_case()
-    loss = make_loss("p_kl", projection=case.projection)
+    loss, case = loss_and_case(kind, {})
     dtype = torch.bfloat16 if mode == "weights" else torch.float32
     student, teacher = sides(case, {}, dtype)
     exact_student, exact_teacher = sides(case, {})
@@ -296,18 +300,46 @@ def test_half_precision(mode):
             off.append(float((g.double() - e).abs().max() / e.abs().max()))
         return off
 
+    def chunked(hidden, rows):
+        term = Term(loss, case.chunks, rows)
+        return run_terms(hidden, [term], head_rows=head_rows)[0]
+
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode != "weights"):
         naive = errors(loss(student.logits(), teacher.logits(), case.chunks).total)
     if mode == "argument":
         half = torch.bfloat16
         hidden = Hidden(student.states, OutputHead(student.weight), dtype=half)
         rows = Hidden(teacher.states, OutputHead(teacher.weight), dtype=half)
-        ours = errors(loss(hidden, rows, case.chunks).total)
+        ours = errors(chunked(hidden, rows))
     else:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == "autocast"):
-            ours = errors(loss(student.hidden(), teacher.hidden(), case.chunks).total)
+            ours = errors(chunked(student.hidden(), teacher.hidden()))
     for mine, theirs in zip(ours, naive, strict=True):
         assert mine <= 2 * theirs + 2**-8
+
+
+def test_a_weights_gradient_in_half_precision_loses_nothing_to_the_number_of_parts(monkeypatch):
+    """Many small parts are added up in float32, also where their product comes in slices."""
+    monkeypatch.setattr("xtoken.losses.chunked_head.PRODUCT_BYTES", 2 * 5 * 4)  # 4 rows at a time
+    student = make_side(600, 9, 5, bias=True, dtype=torch.bfloat16)
+    exact = make_side(600, 9, 5, bias=True)
+    for rough, fine in zip(student.parameters(), exact.parameters(), strict=True):
+        fine.data.copy_(rough.data)
+    targets = torch.randint(9, (600,), generator=torch.Generator().manual_seed(0))
+    hidden = student.hidden()
+    parts, _ = run_terms(hidden, [cross_entropy_term(hidden, targets)], head_rows=2)
+    gradients = [
+        torch.autograd.grad(total, side.parameters())
+        for total, side in (
+            (cross_entropy(exact.logits(), targets).total, exact),
+            (cross_entropy(student.logits(), targets).total, student),
+            (parts, student),
+        )
+    ]
+    for wanted, whole, found in zip(*gradients, strict=True):
+        assert found.dtype == torch.bfloat16
+        theirs, ours = ((g.double() - wanted).abs().max() for g in (whole, found))
+        assert ours <= 1.5 * theirs
 
 
 @given(
@@ -383,6 +415,17 @@ def test_shapes_that_do_not_fit():
     states, weight = torch.zeros(11, 5), torch.zeros(9, 4)
     with pytest.raises(LossError, match=r"states_ND has shape \(11, 5\).*\(9, 4\)"):
         Hidden(states, OutputHead(weight))
+    with pytest.raises(LossError, match=r"bias_V has shape \(8,\).*\(9, 4\); expected \(9,\)"):
+        OutputHead(weight, torch.zeros(8))
+    with pytest.raises(LossError, match=r"weight_VD has shape \(9,\)"):
+        OutputHead(weight[:, 0])
+    for bad in ({"soft_cap": 0.0}, {"soft_cap": -30.0}, {"scale": 0.0}, {"scale": float("nan")}):
+        with pytest.raises(LossError, match=rf"{next(iter(bad))} is .*positive"):
+            OutputHead(weight, **bad)
+    with pytest.raises(LossError, match=r"dtype is torch\.bfloat16, but the head is a module"):
+        Hidden(states, nn.Linear(5, 9), dtype=torch.bfloat16)
+    with pytest.raises(LossError, match="head is a function; expected an OutputHead"):
+        Hidden(states, lambda x: x, columns=9)
     narrow = Hidden(states, OutputHead(torch.zeros(6, 5)))
     with pytest.raises(LossError, match=r"student_logits_NV has shape \(11, 6\)"):
         loss(narrow, case.teacher, case.chunks)

@@ -107,7 +107,24 @@ def test_hints_and_broken_signals():
     with pytest.raises(LossError, match=r"realised signal.*nan"):
         ALM(case.projection)(case.student, Realised(torch.full((13,), torch.nan)), case.chunks)
     loss = PKL(case.projection, support="topk_rest", top_k=2)
-    with pytest.raises(LossError, match=r"topk signal.*at most 0"):
+    with pytest.raises(LossError, match=r"topk signal.*probability of 2\.718.*At most 1"):
         loss(case.student, TopK(torch.zeros(13, 1).long(), torch.ones(13, 1)), case.chunks)
+    good = listed(case, 2)
+    twice, beyond = good.ids_MK.clone(), good.ids_MK.clone()
+    twice[4, 1] = twice[4, 0]
+    beyond[5, 0] = 8
+    logp_MK = good.inputs[0]
+    with pytest.raises(LossError, match=r"id twice in 1 rows, the first of them row 4"):
+        loss(case.student, TopK(twice, logp_MK), case.chunks)
+    with pytest.raises(LossError, match=r"holds id 8; its vocabulary has 8 ids"):
+        loss(case.student, TopK(beyond, logp_MK), case.chunks)
+    with pytest.raises(LossError, match=r"probability of 1\.[1-9].* in all"):
+        loss(case.student, TopK(good.ids_MK, torch.full_like(logp_MK, -0.5)), case.chunks)
+    filled = TopK(torch.where(logp_MK < -1.5, -1, good.ids_MK), logp_MK)
+    assert loss(case.student, filled, case.chunks).total.isfinite()  # -1 may stand there twice
+    with pytest.raises(LossError, match=r"int32 and logp_MK torch.float64"):
+        TopK(good.ids_MK.int(), logp_MK)
+    with pytest.raises(LossError, match=r"logp_M is torch.int64"):
+        Realised(torch.zeros(5).long())
     with pytest.raises(LossError, match=r"teacher_logits has 5 rows"):
         ALM(case.projection)(case.student, Realised(torch.zeros(5)), case.chunks)

@@ -10,8 +10,9 @@ import torch
 from losses.helpers import STUDENT, TEACHER, make_chunks
 from xtoken.losses import ALM, BPM, CSD
 from xtoken.losses.bpm import byte_prefixes
-from xtoken.losses.completions import Completions, token_bytes_of
+from xtoken.losses.completions import Completions
 from xtoken.projection import Projection
+from xtoken.projection.rules import all_token_bytes
 
 W = Projection.build(STUDENT, TEACHER)
 ONE, TWO, TWELVE, A, AB, B, ZERO, END, _, C, BC, THIRTEEN = range(12)
@@ -80,7 +81,7 @@ def test_csd_of_two_tokens_against_two():
 
 
 def test_completions_are_found_once_and_kept():
-    table = Completions(token_bytes_of(STUDENT), token_bytes_of(TEACHER))
+    table = Completions(all_token_bytes(STUDENT), all_token_bytes(TEACHER))
     whole, final = table.find(b"1")
     assert whole.tolist() == [TWELVE, THIRTEEN]
     assert final.tolist() == [T_2, T_3]

@@ -12,7 +12,7 @@ from xtoken.errors import LossError
 from xtoken.losses.base import Direction, LossResult
 from xtoken.losses.columns import PickColumns, pick, places
 from xtoken.losses.divergence import divergence
-from xtoken.losses.events import divergence_terms, rest_log_mass
+from xtoken.losses.events import rest_terms
 from xtoken.losses.loss import Loss
 from xtoken.losses.pooling import Rows
 from xtoken.losses.projector import Projector
@@ -64,6 +64,7 @@ class BPM(Loss):
 
     Raises:
         LossError: no teacher token maps anywhere, or a setting out of range.
+        ProjectionError: a projection built for other tokenizers.
     """
 
     kind: ClassVar[str] = "bpm"
@@ -91,6 +92,7 @@ class BPM(Loss):
             direction=direction,
             jsd_beta=jsd_beta,
         )
+        projection.check_vocabularies(student_vocab, teacher_vocab)
         # A projection the other way round, with one entry a row, does the adding up.
         prefix_U = byte_prefixes(student_vocab, teacher_vocab)
         self.projector = Projector(
@@ -129,7 +131,7 @@ class BPM(Loss):
         with torch.no_grad():
             teacher_CU = teacher.logp_RV
             teacher_parts = self.projector.log_project(teacher_CU)
-            teacher_rest_C = rest_log_mass(pick(teacher_CU, self.rest_teacher_X))
+            teacher_rest_CX = pick(teacher_CU, self.rest_teacher_X)
         *student_parts, rest_CX = PickColumns.apply(
             student.logp_RV,
             self.student_place_V,
@@ -138,7 +140,7 @@ class BPM(Loss):
             self.rest_student_X,
         )
         how = self.direction, self.jsd_beta
-        per_chunk_C = divergence_terms(teacher_rest_C, rest_log_mass(rest_CX), *how)
+        per_chunk_C = rest_terms(teacher_rest_CX, rest_CX, *how)
         for teacher_CX, student_CX in zip(teacher_parts, student_parts, strict=True):
             per_chunk_C = per_chunk_C + divergence(teacher_CX, student_CX, *how)
-        return self.result(per_chunk_C, kept_mass=1.0 - teacher_rest_C.exp())
+        return self.result(per_chunk_C, kept_mass=1.0 - teacher_rest_CX.exp().sum(-1))

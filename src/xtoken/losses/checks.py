@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from xtoken.errors import LossError
 from xtoken.losses.base import Chunks
+from xtoken.losses.columns import floor_of
 from xtoken.losses.pooling import MASKED
 
 CHUNK_FIELDS = ("student_start_C", "student_count_C", "teacher_start_C", "teacher_count_C")
@@ -66,10 +68,20 @@ def check_logits(loss: str, name: str, shape: Sequence[int], size: int) -> None:
         )
 
 
-def check_chunks(loss: str, chunks: Chunks, student_rows: int, teacher_rows: int | None) -> None:
+def check_chunks(
+    loss: str,
+    chunks: Chunks,
+    student_rows: int,
+    teacher_rows: int | None,
+    sizes: tuple[int, int] | None = None,
+) -> None:
     """Refuse chunks whose tensors don't fit each other or reach outside the logits' rows.
 
-    `teacher_rows` is None for a loss that has no teacher.
+    Args:
+        loss: the loss's name.
+        chunks: what it was given.
+        student_rows, teacher_rows: N and M; M is None for a loss that has no teacher.
+        sizes: V and U, for a loss that reads the tokens' realised ids: these are looked at too.
     """
     C = len(chunks)
     for field in CHUNK_FIELDS:
@@ -104,10 +116,35 @@ def check_chunks(loss: str, chunks: Chunks, student_rows: int, teacher_rows: int
                 f"{loss}: chunks reach {side} rows {first} to {stop - 1} with counts from "
                 f"{shortest}; expected rows 0 to {rows - 1} and counts of at least 1."
             )
+    for (side, field, _), size in zip(sides, sizes or (), strict=False):
+        _check_targets(loss, chunks, side, field, size)
 
 
-def check_rows(loss: str, name: str, logits_RV: Tensor, masked_X: Tensor) -> Tensor:
-    """Make rows ready for a softmax, in place: masked ids and -inf become `MASKED`.
+def _check_targets(loss: str, chunks: Chunks, side: str, field: str, size: int) -> None:
+    """Refuse a chunk in which a row predicts no id of the vocabulary."""
+    target_N = getattr(chunks, field)
+    bad_N = (target_N < 0) | (target_N >= size)
+    before_N1 = torch.nn.functional.pad(bad_N.cumsum(0), (1, 0))
+    start_C = getattr(chunks, f"{side}_start_C")
+    stop_C = start_C + getattr(chunks, f"{side}_count_C")
+    bad_C = before_N1[stop_C] > before_N1[start_C]
+    if bool(bad_C.any()):
+        c = int(bad_C.nonzero()[0, 0])
+        ids = target_N[int(start_C[c]) : int(stop_C[c])].tolist()
+        raise LossError(
+            f"{loss}: chunks.{field} holds ids that the {side}'s vocabulary doesn't have inside "
+            f"{int(bad_C.sum())} chunks; those of chunk {c} are {ids}. Ids of 0 to {size - 1} were "
+            f"expected: row r holds the id of the token at r + 1."
+        )
+
+
+def check_rows(
+    loss: str, name: str, logits_RV: Tensor, masked_X: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Make rows ready for a softmax, in place: masked ids become `MASKED`.
+
+    A -inf elsewhere becomes a logit whose probability, at this temperature, is `floor_of` the
+    precision: a divergence that divides by it is large then, not infinite.
 
     Returns the largest of each row: [R]. Refuses rows that hold NaN or +inf, or nothing finite
     outside the masked ids.
@@ -119,7 +156,11 @@ def check_rows(loss: str, name: str, logits_RV: Tensor, masked_X: Tensor) -> Ten
     # Reductions pass NaN on, and NaN fails every comparison. One transfer for all of it.
     low, high, worst = torch.stack([logits_RV.amin(), max_R.amax(), max_R.amin()]).tolist()
     if low == -float("inf"):
-        logits_RV.clamp_(min=MASKED)
+        gone_RV = logits_RV == -float("inf")
+        logits_RV.masked_fill_(gone_RV, MASKED)
+        floor = math.log(floor_of(logits_RV.dtype))
+        least_R1 = temperature * ((logits_RV / temperature).logsumexp(-1, keepdim=True) + floor)
+        logits_RV[gone_RV] = least_R1.expand_as(logits_RV)[gone_RV]
     if worst > MASKED and high < float("inf"):
         return max_R
     bad_R = ~(torch.isfinite(max_R) & (max_R > MASKED))
@@ -134,16 +175,18 @@ def check_rows(loss: str, name: str, logits_RV: Tensor, masked_X: Tensor) -> Ten
 
 
 def check_stored(loss: str, signal: str, logp_RK: Tensor) -> None:
-    """Refuse stored log-probabilities that are NaN or above 0, or rows that hold none."""
+    """Refuse stored log-probabilities that are NaN or add up to more than 1, or rows of none."""
     if logp_RK.shape[0] == 0:
         return
-    max_R = logp_RK.amax(-1)
+    sum_R = logp_RK.logsumexp(-1)
     # Half precision rounds, so that a sure token may seem a little surer.
-    bad_R = ~((max_R > -torch.inf) & (max_R < 0.01))
+    bad_R = ~((sum_R > -torch.inf) & (sum_R < 0.01))
     if bool(bad_R.any()):
         row = int(bad_R.nonzero()[0, 0])
         raise LossError(
             f"{loss}: the teacher's {signal} signal holds {int(bad_R.sum())} rows (of a block of "
-            f"{len(max_R)}) that are no log-probabilities; the largest of row {row} of the block "
-            f"is {float(max_R[row])}. Numbers of at most 0 were expected."
+            f"{len(sum_R)}) that are no log-probabilities: row {row} of the block holds a "
+            f"probability of {float(sum_R[row].exp()):.6g} in all, the largest log-probability "
+            f"being {float(logp_RK[row].max()):.6g}. At most 1 was expected: log-probabilities "
+            f"under the teacher's whole vocabulary, not logits."
         )

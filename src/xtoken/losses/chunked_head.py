@@ -9,7 +9,7 @@ buffers of the size that the gradients of states and head have anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ from torch.nn.functional import linear
 
 from xtoken.errors import LossError
 from xtoken.losses.base import SignalKind
+
+# Bytes of a product that is made to be added to a sum in another precision.
+PRODUCT_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,31 @@ class OutputHead:
         bias_V: float[V or more] or None.
         scale: multiplies the product (Cohere's `logit_scale`; Granite divides: give 1 / value).
         soft_cap: Gemma's `final_logit_softcapping`; None: no capping.
+
+    Raises:
+        LossError: a weight or bias of another shape, a scale or cap that is no positive number.
     """
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
     scale: float = 1.0
     soft_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        weight = tuple(self.weight_VD.shape)
+        if len(weight) != 2:
+            raise LossError(f"OutputHead: weight_VD has shape {weight}; expected [V, D].")
+        if self.bias_V is not None and tuple(self.bias_V.shape) != weight[:1]:
+            raise LossError(
+                f"OutputHead: bias_V has shape {tuple(self.bias_V.shape)}, but weight_VD has "
+                f"{weight}; expected ({weight[0]},)."
+            )
+        for name, value in (("scale", self.scale), ("soft_cap", self.soft_cap)):
+            if value is not None and not 0 < value < float("inf"):
+                raise LossError(
+                    f"OutputHead: {name} is {value}; expected a positive number"
+                    f"{'' if name == 'scale' else ', or None for no capping'}."
+                )
 
 
 class Hidden:
@@ -45,12 +67,14 @@ class Hidden:
         head: an `OutputHead`, or any module that maps [R, D] to [R, V or more] (an adapted head,
             for instance). A module costs more memory: its weights' gradient is found by autograd
             block by block.
-        dtype: precision of the head's matrix product; None takes autocast's where it is on,
-            else the states' own. Sums over blocks are kept in the weight's precision.
+        dtype: precision of an `OutputHead`'s matrix product; None takes autocast's where it is
+            on, else the states' own. (A module sees to that itself.) The weights' gradients are
+            added up over blocks in float32 or wider.
         columns: a module's output size, needed if it has no `out_features`.
 
     Raises:
-        LossError: states and weight that don't fit, or an unknown number of columns.
+        LossError: states and weight that don't fit, an unknown number of columns, a `dtype` for a
+            module, or a head that is neither.
     """
 
     signal: SignalKind = "dense"
@@ -65,6 +89,16 @@ class Hidden:
         columns: int | None = None,
     ) -> None:
         device = states_ND.device.type
+        if not isinstance(head, OutputHead | nn.Module):
+            raise LossError(
+                f"Hidden: head is a {type(head).__name__}; expected an OutputHead, or an nn.Module "
+                f"whose parameters can be found."
+            )
+        if dtype is not None and not isinstance(head, OutputHead):
+            raise LossError(
+                f"Hidden: dtype is {dtype}, but the head is a module, which has its own precision; "
+                f"leave it out (autocast acts on a module as always)."
+            )
         if dtype is None:
             autocast = torch.is_autocast_enabled(device)
             dtype = torch.get_autocast_dtype(device) if autocast else states_ND.dtype
@@ -90,9 +124,20 @@ class Hidden:
         return self.inputs[0].shape[0], self.head.columns
 
     def buffers(self, wanted: Sequence[bool]) -> list[Tensor | None]:
-        """Return zeros for the states and each weight that want a gradient."""
+        """Return zeros for the states and each weight that want a gradient.
+
+        A weight's are added to for every block: in half precision small parts would be lost.
+        """
+        states_ND = self.inputs[0]
         return [
-            torch.zeros_like(tensor) if want else None
+            torch.zeros_like(
+                tensor,
+                dtype=tensor.dtype
+                if tensor is states_ND
+                else torch.promote_types(tensor.dtype, torch.float32),
+            )
+            if want
+            else None
             for tensor, want in zip(self.inputs, wanted, strict=True)
         ]
 
@@ -147,19 +192,25 @@ class _Linear:
         gradient_RV = gradient_RV.to(self.dtype)
         with torch.autocast(gradient_RV.device.type, enabled=False):
             if buffers[0] is not None:
-                weight = buffers[0][:size]
-                if weight.dtype == self.dtype:
-                    weight.addmm_(gradient_RV.t(), self.states_RD)
-                else:
-                    weight += gradient_RV.t() @ self.states_RD
+                _add_product(buffers[0][:size], gradient_RV, self.states_RD)
             return gradient_RV @ self.cast[0][:size] if want_states else None
+
+
+def _add_product(sum_VD: Tensor, gradient_RV: Tensor, states_RD: Tensor) -> None:
+    """Add gradient^T states, of which no more than `PRODUCT_BYTES` are ever held."""
+    if sum_VD.dtype == gradient_RV.dtype:
+        sum_VD.addmm_(gradient_RV.t(), states_RD)
+        return
+    step = max(1, PRODUCT_BYTES // (states_RD.shape[1] * states_RD.element_size()))
+    for begin in range(0, sum_VD.shape[0], step):
+        columns = slice(begin, begin + step)
+        sum_VD[columns] += gradient_RV[:, columns].t() @ states_RD
 
 
 class _Module:
     """Any module as head; autograd finds its backward pass."""
 
-    def __init__(self, module: Callable[[Tensor], Tensor] | nn.Module, columns: int) -> None:
-        assert isinstance(module, nn.Module)
+    def __init__(self, module: nn.Module, columns: int) -> None:
         self.module, self.columns = module, columns
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.states_RD = self.logits_RV = torch.empty(0)

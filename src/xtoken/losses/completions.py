@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from xtoken.vocab import Vocabulary
-
-
-def token_bytes_of(vocab: Vocabulary) -> list[bytes]:
-    """Return every id's bytes, empty for role tokens and missing ids."""
-    return [vocab.token_bytes(token) for token in range(len(vocab))]
+# Prefixes whose completions a table remembers before it forgets them all.
+REMEMBERED = 2**16
 
 
 class Completions:
@@ -23,8 +17,8 @@ class Completions:
 
         (w, k): bytes(w) = prefix + bytes(k), w a whole token here, k a final token there
 
-    Of several ids with the same bytes the lowest counts. Found when first asked for and kept:
-    the same prefixes come back all the time.
+    Of several ids with the same bytes the lowest counts. Found when first asked for and kept for
+    a while: the same prefixes come back all the time.
 
     Args:
         whole: bytes of the ids on the side that says one token.
@@ -49,6 +43,8 @@ class Completions:
                     whole.append(self._whole[place])
                     final.append(token)
                 place += 1
+            if len(self._found) >= REMEMBERED:
+                self._found.clear()
             self._found[prefix] = np.array(whole, np.int64), np.array(final, np.int64)
         return self._found[prefix]
 

@@ -30,6 +30,11 @@ class CrossEntropy(Loss):
     def __init__(self, vocabulary_size: int) -> None:
         super().__init__(np.zeros(vocabulary_size, dtype=bool), np.zeros(0, dtype=bool))
 
+    @property
+    def reads_targets(self) -> bool:
+        """Targets are all that it reads."""
+        return True
+
     def block(self, student: Rows, teacher: Any, state: Any = None) -> LossResult:
         """See `Loss.block`."""
         return self.result(nll_loss(student.logp_RV, student.target_R, reduction="none"))

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from xtoken.losses.base import Direction, LossResult
 from xtoken.losses.checks import check_weight
-from xtoken.losses.completions import Completions, token_bytes_of
+from xtoken.losses.completions import Completions
 from xtoken.losses.events import divergence_terms, final_events
 from xtoken.losses.parts import RowsRead
 from xtoken.losses.pooling import Rows
 from xtoken.losses.strict import SharedIdsLoss
+from xtoken.projection.rules import all_token_bytes
 
 if TYPE_CHECKING:
     from xtoken.projection import Projection
@@ -41,6 +42,7 @@ class CSD(SharedIdsLoss):
 
     Raises:
         LossError: no shared ids, or a setting out of range.
+        ProjectionError: a projection built for other tokenizers.
     """
 
     kind: ClassVar[str] = "csd"
@@ -60,8 +62,9 @@ class CSD(SharedIdsLoss):
             projection, direction=direction, temperature=temperature, jsd_beta=jsd_beta
         )
         check_weight(self.kind, "beta", beta)
+        projection.check_vocabularies(student_vocab, teacher_vocab)
         self.beta = float(beta)
-        self._bytes = token_bytes_of(student_vocab), token_bytes_of(teacher_vocab)
+        self._bytes = all_token_bytes(student_vocab), all_token_bytes(teacher_vocab)
         self._student_whole = Completions(*self._bytes)
         self._teacher_whole = Completions(self._bytes[1], self._bytes[0])
 

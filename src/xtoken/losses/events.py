@@ -59,12 +59,19 @@ def final_events(
     return event_E, rest_X.clamp_min(floor_of(rest_X.dtype)).log()
 
 
-def rest_log_mass(logp_CX: Tensor) -> Tensor:
-    """Return the log-mass of a set of columns, of a tiny number where there are none: [C].
+def rest_terms(teacher_CX: Tensor, student_CX: Tensor, direction: Direction, beta: float) -> Tensor:
+    """Return REST's summand of a divergence, from both sides' log-probabilities outside: [C].
 
-    Where one side alone has none, its other side's mass is divided by that number: a constant
-    without gradient, but a finite one.
+    Where the student has no id there, KL(T || S) would be infinite whatever it learns: 0 then.
     """
+    forward = direction == "teacher_to_student" or (direction == "jsd" and beta == 0.0)
+    if forward and student_CX.shape[1] == 0:
+        return teacher_CX.new_zeros(teacher_CX.shape[0])
+    return divergence_terms(rest_log_mass(teacher_CX), rest_log_mass(student_CX), direction, beta)
+
+
+def rest_log_mass(logp_CX: Tensor) -> Tensor:
+    """Return the log-mass of a set of columns, of a tiny number where there are none: [C]."""
     tiny = math.log(floor_of(logp_CX.dtype))
     if logp_CX.shape[1] == 0:
         return logp_CX.new_full((logp_CX.shape[0],), tiny)

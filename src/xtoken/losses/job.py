@@ -231,7 +231,11 @@ class Job:
         size = getattr(loss, f"{side}_size")
         logits_RV = logits[:, :size].index_select(0, index_R).to(self.dtype)
         max_R = check_rows(
-            loss.kind, f"{side}_logits", logits_RV, getattr(loss, f"{side}_masked_X")
+            loss.kind,
+            f"{side}_logits",
+            logits_RV,
+            getattr(loss, f"{side}_masked_X"),
+            1.0 if loss.tempers_events else loss.temperature,
         )
         if loss.temperature != 1.0 and not loss.tempers_events:
             logits_RV.div_(loss.temperature)

@@ -22,6 +22,7 @@ from xtoken.losses.checks import (
 from xtoken.losses.divergence import DIRECTIONS
 from xtoken.losses.parts import RowsRead
 from xtoken.losses.pooling import Rows
+from xtoken.losses.signals import TopK
 from xtoken.losses.sources import Source, as_source
 
 SIGNALS: dict[SignalKind, str] = {
@@ -88,6 +89,11 @@ class Loss(nn.Module):
         """Which logit rows of a chunk are read."""
         return "first" if self.pooling == "first" else "all"
 
+    @property
+    def reads_targets(self) -> bool:
+        """Whether the realised ids of a chunk's tokens matter."""
+        return self.rows != "first"
+
     def select(self, chunks: Chunks) -> Tensor | None:
         """Return bool[C], the chunks that the loss reads (and counts); None means all."""
         return None
@@ -147,8 +153,11 @@ class Loss(nn.Module):
                 )
             if teacher.signal == "dense":
                 check_logits(self.kind, "teacher_logits_MU", teacher.shape, self.teacher_size)
+            if isinstance(teacher, TopK):
+                teacher.check(self.kind, self.teacher_size)
         rows = None if teacher is None else teacher.shape[0]
-        check_chunks(self.kind, chunks, student.shape[0], rows)
+        sizes = (self.student_size, self.teacher_size) if self.reads_targets else None
+        check_chunks(self.kind, chunks, student.shape[0], rows, sizes)
 
     def result(self, per_chunk_C: Tensor, **figures_C: Tensor) -> LossResult:
         """Return tau^2 times the sum over chunks, their count, and sums of detached figures."""

@@ -12,7 +12,7 @@ from xtoken.losses.base import Chunks, Direction, LossResult
 from xtoken.losses.events import divergence_terms
 from xtoken.losses.loss import Loss
 from xtoken.losses.parts import RowsRead
-from xtoken.losses.path_notes import Notes, write_notes
+from xtoken.losses.path_notes import Notes, chunks_read, write_notes
 from xtoken.losses.path_root import Root
 from xtoken.losses.path_terms import LEAST_MASS, Terms
 from xtoken.losses.paths import Paths, Speller
@@ -56,6 +56,7 @@ class PathKL(Loss):
 
     Raises:
         LossError: no student token shares an event with a teacher token.
+        ProjectionError: a projection built for other tokenizers.
     """
 
     kind: ClassVar[str] = "path_kl"
@@ -81,6 +82,7 @@ class PathKL(Loss):
             direction=direction,
             jsd_beta=jsd_beta,
         )
+        projection.check_vocabularies(student_vocab, teacher_vocab)
         ours, theirs = Speller(student_vocab), Speller(teacher_vocab)
         self.student_paths = Paths(
             student_vocab, teacher_vocab, projection.student_masked, (ours, theirs)
@@ -117,7 +119,7 @@ class PathKL(Loss):
 
     def count(self, chunks: Chunks) -> int:
         """See `Loss.count`."""
-        return len(self.annotate(chunks)[0])
+        return len(chunks_read(self.student_paths, chunks))
 
     def block(self, student: Rows, teacher: Rows, state: Any = None) -> LossResult:
         """See `Loss.block`."""

@@ -54,12 +54,19 @@ class Notes:
         return nodes, chunks, depths
 
 
+def chunks_read(student_paths: Paths, chunks: Chunks) -> np.ndarray:
+    """Return which chunks Path-KL reads: those whose first tokens belong to one root event."""
+    student_first = chunks.student_target_N[chunks.student_start_C].cpu().numpy()
+    teacher_first = chunks.teacher_target_M[chunks.teacher_start_C].cpu().numpy()
+    event = student_paths.root_whole[student_first]
+    return np.flatnonzero((event == student_paths.root_split[teacher_first]) & (event != NONE))
+
+
 def write_notes(student_paths: Paths, teacher_paths: Paths, chunks: Chunks) -> Chunks:
     """Return the chunks that Path-KL reads, noted: int64[C, 6].
 
     Columns: rows read on the student's and on the teacher's side; `Notes.depth` and
-    `Notes.before` of student and teacher. Chunks whose first tokens belong to different root
-    events (or to none) are left out.
+    `Notes.before` of student and teacher. See `chunks_read` for the chunks that are left out.
     """
     student_ids = chunks.student_target_N.cpu().numpy()
     teacher_ids = chunks.teacher_target_M.cpu().numpy()
@@ -68,9 +75,7 @@ def write_notes(student_paths: Paths, teacher_paths: Paths, chunks: Chunks) -> C
     if len(chunks) == 0:
         empty = chunks.student_start_C.new_zeros(0, 6)
         return replace(chunks, note_CX=empty)
-    student_event = student_paths.root_whole[student_ids[student_start]]
-    teacher_event = student_paths.root_split[teacher_ids[teacher_start]]
-    chosen = np.flatnonzero((student_event == teacher_event) & (student_event != NONE))
+    chosen = chunks_read(student_paths, chunks)
     note = np.zeros((len(chosen), 6), dtype=np.int64)
     note[:, 4:] = NONE
     sides = (

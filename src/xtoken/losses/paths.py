@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xtoken.projection.rules import exact_targets, role_targets, token_bytes_list
+from xtoken.projection.rules import all_token_bytes, exact_targets, role_targets
 
 if TYPE_CHECKING:
     from xtoken.vocab import Vocabulary
@@ -139,8 +139,8 @@ class Paths:
         spellers: tuple[Speller, Speller] | None = None,
     ) -> None:
         self._whole_speller, split_speller = spellers or (Speller(whole), Speller(split))
-        self._whole_bytes = token_bytes_list(whole, np.arange(len(whole)))
-        self._split_bytes = token_bytes_list(split, np.arange(len(split)))
+        self._whole_bytes = all_token_bytes(whole)
+        self._split_bytes = all_token_bytes(split)
         self.path = self._paths(whole, split, whole_masked, split_speller)
         self._ids_of: dict[Node, list[int]] = {}
         self._under: dict[Node, list[int]] = {}

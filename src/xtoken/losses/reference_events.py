@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,6 +65,25 @@ def event_buckets(side: Side, finals: Sequence[int]) -> Tensor:
     return torch.stack([prefix * last[k] for k in finals] + [rest])
 
 
+def bucket_divergence(
+    p: Tensor, q: Tensor, student_says: int, direction: Direction, beta: float
+) -> Tensor:
+    """The divergence over buckets, REST the last of them.
+
+    Where the student can say nothing but the events (`student_says` ids at most), KL(T || S)
+    would be infinite whatever it learns: REST is left out then.
+    """
+    forward = direction == "teacher_to_student" or (direction == "jsd" and beta == 0)
+    if forward and student_says <= len(q) - 1:
+        p, q = p[:-1], q[:-1]
+    return divergence(p, q, direction, beta)
+
+
+def real_ids(masked: np.ndarray) -> int:
+    """How many ids take part at all."""
+    return int((~masked).sum())
+
+
 def is_one_to_one(student: Side, teacher: Side) -> bool:
     """One token on either side."""
     return len(student.ids) == len(teacher.ids) == 1
@@ -88,7 +108,8 @@ def strict(
         if is_one_to_one(student, teacher):
             q = event_buckets(student, [int(v) for v in common_student])
             p = event_buckets(teacher, [int(u) for u in common_teacher])
-            total = total + temperature**2 * divergence(p, q, direction, jsd_beta)
+            says = real_ids(projection.student_masked)
+            total = total + temperature**2 * bucket_divergence(p, q, says, direction, jsd_beta)
     return total
 
 
@@ -149,8 +170,10 @@ def csd(
         pairs = csd_events(student, teacher, projection, student_bytes, teacher_bytes)
         q = event_buckets(student, [v for v, _ in pairs])
         p = event_buckets(teacher, [u for _, u in pairs])
-        weight = 1.0 if is_one_to_one(student, teacher) else beta
-        total = total + weight * temperature**2 * divergence(p, q, direction, jsd_beta)
+        one = is_one_to_one(student, teacher)
+        says = real_ids(projection.student_masked) if one else len(q)
+        found = bucket_divergence(p, q, says, direction, jsd_beta)
+        total = total + (1.0 if one else beta) * temperature**2 * found
     return total
 
 
@@ -201,5 +224,6 @@ def bpm(
         s = student.logp_nV[0].exp()
         others = [v for v in range(len(s)) if v not in place]
         q = torch.cat([s[image], s[others].sum().reshape(1)])
-        total = total + temperature**2 * divergence(p, q, direction, jsd_beta)
+        says = real_ids(projection.student_masked)
+        total = total + temperature**2 * bucket_divergence(p, q, says, direction, jsd_beta)
     return total

@@ -67,8 +67,7 @@ def make_loss(
         return _direct(student_vocab, teacher_vocab, projection, settings)
     if projection is None:
         raise LossError(f"{kind}: needs a projection; build one with Projection.build(...).")
-    if hasattr(projection, "check_vocabularies"):
-        projection.check_vocabularies(student_vocab, teacher_vocab)
+    projection.check_vocabularies(student_vocab, teacher_vocab)
     arguments: list[Any] = [projection]
     if "student_vocab" in inspect.signature(loss_class.__init__).parameters:
         if student_vocab is None or teacher_vocab is None:

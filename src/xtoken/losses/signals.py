@@ -44,7 +44,8 @@ class TopK(_Stored):
             temperature 1.
 
     Raises:
-        LossError: shapes that don't fit.
+        LossError: shapes or types that don't fit. What no vocabulary is needed for is found here,
+            ids beyond it or twice in a row when a loss is given them.
     """
 
     signal: SignalKind = "topk"
@@ -55,8 +56,32 @@ class TopK(_Stored):
                 f"TopK: ids_MK has shape {tuple(ids_MK.shape)} and logp_MK "
                 f"{tuple(logp_MK.shape)}; expected both [M, K]."
             )
+        if ids_MK.dtype != torch.int64 or not logp_MK.is_floating_point():
+            raise LossError(
+                f"TopK: ids_MK is {ids_MK.dtype} and logp_MK {logp_MK.dtype}; expected "
+                f"torch.int64 and a floating-point type."
+            )
         self.ids_MK = ids_MK
         self.inputs = [logp_MK.masked_fill(ids_MK < 0, -torch.inf)]
+
+    def check(self, loss: str, size: int) -> None:
+        """Refuse ids beyond a vocabulary of `size` ids, and ids that stand in a row twice."""
+        if self.ids_MK.numel() == 0:
+            return
+        sorted_MK = self.ids_MK.sort(dim=1).values
+        twice_M = ((sorted_MK[:, 1:] == sorted_MK[:, :-1]) & (sorted_MK[:, 1:] >= 0)).any(1)
+        if int(sorted_MK[:, -1].max()) >= size:
+            raise LossError(
+                f"{loss}: the teacher's TopK signal holds id {int(sorted_MK.max())}; its "
+                f"vocabulary has {size} ids. Was it stored for another teacher?"
+            )
+        if bool(twice_M.any()):
+            row = int(twice_M.nonzero()[0, 0])
+            raise LossError(
+                f"{loss}: the teacher's TopK signal has an id twice in {int(twice_M.sum())} rows, "
+                f"the first of them row {row}: {self.ids_MK[row].tolist()[:16]}. Each once was "
+                f"expected (-1 fills up)."
+            )
 
 
 class Realised(_Stored):
@@ -66,7 +91,7 @@ class Realised(_Stored):
         logp_M: float[M]; rows of no token may hold anything.
 
     Raises:
-        LossError: not one number a row.
+        LossError: not one number a row, or not of a floating-point type.
     """
 
     signal: SignalKind = "realised"
@@ -76,4 +101,6 @@ class Realised(_Stored):
             raise LossError(
                 f"Realised: logp_M has shape {tuple(logp_M.shape)}; expected [M], one number a row."
             )
+        if not logp_M.is_floating_point():
+            raise LossError(f"Realised: logp_M is {logp_M.dtype}; expected a floating-point type.")
         self.inputs = [logp_M.unsqueeze(1)]

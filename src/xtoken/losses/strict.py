@@ -12,7 +12,7 @@ from xtoken.errors import LossError
 from xtoken.losses.base import Chunks, Direction, LossResult
 from xtoken.losses.columns import PickColumns, pick, places
 from xtoken.losses.divergence import divergence
-from xtoken.losses.events import divergence_terms, rest_log_mass
+from xtoken.losses.events import rest_terms
 from xtoken.losses.loss import Loss
 from xtoken.losses.pooling import Rows
 
@@ -69,11 +69,9 @@ class SharedIdsLoss(Loss):
         )
         with torch.no_grad():
             teacher_CX = pick(teacher_CU, self.shared_teacher_X)
-            teacher_rest_C = rest_log_mass(pick(teacher_CU, self.rest_teacher_X))
+            teacher_rest_CX = pick(teacher_CU, self.rest_teacher_X)
             mass_C = teacher_CX.exp().sum(-1)
-        terms_C = divergence_terms(
-            teacher_rest_C, rest_log_mass(rest_CX), self.direction, self.jsd_beta
-        )
+        terms_C = rest_terms(teacher_rest_CX, rest_CX, self.direction, self.jsd_beta)
         return divergence(teacher_CX, shared_CX, self.direction, self.jsd_beta) + terms_C, mass_C
 
 
@@ -84,7 +82,9 @@ class Strict(SharedIdsLoss):
                sum over shared ids of p_T log(p_T / p_S) + r_T log(r_T / r_S)
 
     with r the mass of all other ids of each side: without that bucket every unshared student id
-    would be pushed down (X-Token's Proposition 1). Other chunks are left out and not counted.
+    would be pushed down (X-Token's Proposition 1). Where the student has no other id, the bucket
+    is left out of the default direction: it would be infinite whatever the student does. Other
+    chunks are left out and not counted.
 
     Args:
         projection: gives the exact pairs and the masked ids.

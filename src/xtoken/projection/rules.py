@@ -30,6 +30,11 @@ def token_bytes_list(vocab: Vocabulary, ids: np.ndarray) -> list[bytes]:
     return [data[start:stop] for start, stop in zip(starts, stops, strict=True)]
 
 
+def all_token_bytes(vocab: Vocabulary) -> list[bytes]:
+    """Return every id's bytes, b"" for role tokens and holes."""
+    return token_bytes_list(vocab, np.arange(len(vocab)))
+
+
 def exact_targets(student: Vocabulary, teacher: Vocabulary) -> np.ndarray:
     """Return for each student id the teacher id with the same bytes, -1 for none: int32[V].
 
