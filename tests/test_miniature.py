@@ -7,14 +7,21 @@ import json
 
 import pytest
 import torch
-from benchmarks.miniature.columns import Prose
-from benchmarks.miniature.grid import run_grid
+from benchmarks.miniature.cells import ROWS, Bench, loss_of, texts_for
+from benchmarks.miniature.columns import Prose, build_column
+from benchmarks.miniature.grid import run_grid, write_json
 from benchmarks.miniature.metrics import leading_number
+from benchmarks.miniature.models import batches_of, documents, rows_of
 from benchmarks.miniature.plots import write_plots
 from benchmarks.miniature.problems import operand_pairs
 from benchmarks.miniature.sizes import SMALLEST
-from benchmarks.miniature.tables import paired, write_tables
+from benchmarks.miniature.tables import paired, tables, write_tables
 from benchmarks.miniature.tokenizers import vocabulary
+from benchmarks.miniature.variants import VARIANTS
+
+from xtoken.data import PairCollator
+from xtoken.training import Objective, TeacherTerm
+from xtoken.training.metrics import Sums
 
 WORDS = ["the", "river", "ran", "under", "an", "old", "bridge", "while", "children", "sang"]
 
@@ -104,3 +111,44 @@ def test_paired_differences_use_shared_seeds():
     cells[0][7] = {"figures": {"x": 100.0}}
     assert paired(cells[0], cells[1], ("x",)) == pytest.approx((0.5, 0.5, 0.5))
     assert paired({9: {}}, cells[1], ("x",)) is None
+
+
+def test_variants_of_path_kl_leave_out_what_they_say(folders):
+    """Root alone: no node; without ends: no more of them; without boundary: other roots."""
+    column = build_column("teacher_splits", SMALLEST, folders[1], TEXT)
+    bench = Bench.of(column, TEXT, SMALLEST)
+    names = ["path_kl_fixed_scale", *(f"path_kl_{variant}" for variant in VARIANTS)]
+    rows = rows_of(texts_for(bench, ROWS[names[0]], 3, 0), column.student, [column.teacher])
+    collate = PairCollator.of(column.student, [column.teacher])
+    batch = next(iter(batches_of(rows, documents(SMALLEST.mixture), collate, "cpu")))
+    total, depths = {}, {}
+    for name in names:
+        term = TeacherTerm("teacher", bench.teacher, loss_of(ROWS[name], column))
+        with torch.no_grad():
+            parts = Objective([term])(column.start, batch)
+        total[name], depths[name] = (
+            float(parts.kd[0].total),
+            Sums.means([parts.sums.pairs()])["depths"],
+        )
+    whole = names[0]
+    assert depths["path_kl_root_alone"] == 0 < depths["path_kl_without_ends"] <= depths[whole]
+    assert depths["path_kl_without_boundary"] == depths[whole]
+    assert total["path_kl_root_alone"] < total[whole]
+    assert len(set(total.values())) == len(names)
+
+
+def test_rows_set_against_each_other_over_all_their_seeds(tmp_path):
+    def cell(row, seed, sums):
+        figures = {"sums": {"all": sums}, "word_problems": 0.0, "bpb_prose": 2.0}
+        figures |= {"bpb_numerals": 2.0, "bpb_overall": 2.0, "agreement": 0.5}
+        figures["numerals"] = {"mass": 1.0}
+        data = {"column": "both_keep", "row": row, "seed": seed, "figures": figures}
+        write_json(tmp_path / "cells" / f"{row}{seed}.json", data)
+
+    for seed, sums in enumerate([0.1, 0.2, 0.3, 0.9]):
+        cell("path_kl", seed, sums)
+    for seed, sums in enumerate([0.2, 0.3, 0.4, 0.2, 0.7]):
+        cell("h_kl", seed, sums)
+    found = tables(tmp_path)
+    assert "| path_kl | h_kl | 4 | +0.100 [" in found["both_keep pairs"]
+    assert "| path_kl | 3 | 0.200 ± 0.100" in found["both_keep problems"]  # seeds of the grid

@@ -22,6 +22,7 @@ from benchmarks.miniature.models import (
 )
 from benchmarks.miniature.problems import Plan, half, plans, written
 from benchmarks.miniature.sizes import Size
+from benchmarks.miniature.variants import VARIANTS
 from torch import Tensor
 
 from xtoken.data import PairCollator
@@ -45,6 +46,8 @@ class Row:
     gamma: float = 0.1
     scaling: str = "dynamic"
     ce: float = 1.0
+    kd: float = 1.0
+    variant: str | None = None
     on_teacher_text: bool = False
 
 
@@ -85,6 +88,11 @@ ROWS: dict[str, Row] = {
     "p_kl_mean_fixed_scale": Row("p_kl", {"pooling": "mean"}, scaling="fixed"),
     "p_kl_reached_fixed_scale": Row("p_kl", {"support": "reached"}, scaling="fixed"),
     "p_kl_topk_fixed_scale": Row("p_kl", {"support": "topk_rest"}, scaling="fixed"),
+    "path_kl_root_alone": Row("path_kl", scaling="fixed", variant="root_alone"),
+    "path_kl_without_boundary": Row("path_kl", scaling="fixed", variant="without_boundary"),
+    "path_kl_without_ends": Row("path_kl", scaling="fixed", variant="without_ends"),
+    "path_kl_kd4": Row("path_kl", scaling="fixed", kd=4.0),
+    "h_kl_kd4": Row("h_kl", scaling="fixed", kd=4.0),
 }
 
 
@@ -104,7 +112,9 @@ class Bench:
 
 
 def loss_of(row: Row, column: Column) -> Any:
-    """Return the row's loss, by the library's own name for it."""
+    """Return the row's loss, by the library's own name for it, or a variant of Path-KL."""
+    if row.variant is not None:
+        return VARIANTS[row.variant](column.projection(), column.student, column.teacher)
     return make_loss(
         row.kind or "",
         student_vocab=column.student,
@@ -170,7 +180,7 @@ def train(
     teachers = [column.teacher] if row.kind is not None else []
     rows = rows_of(texts_for(bench, row, steps, seed), column.student, teachers)
     collate = PairCollator.of(column.student, teachers)
-    settings = Combine(scaling=row.scaling, ce=row.ce)  # type: ignore[arg-type]
+    settings = Combine(scaling=row.scaling, ce=row.ce, kd=row.kd)  # type: ignore[arg-type]
     watch = NumeralMass(column.student, held_out_problems(100)[0], size.device)
     history, tokens = [], 0
     for step, batch in enumerate(batches_of(rows, documents(size.mixture), collate, size.device)):

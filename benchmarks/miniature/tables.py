@@ -30,6 +30,20 @@ TABLES = {
     "text": (["bpb prose", "bpb numerals", "bpb all", "agreement"], "bpb prose"),
 }
 RESAMPLES = 10_000
+# The seeds of the tables; what was run with more of them counts in the comparisons alone.
+SEEDS = (0, 1, 2)
+COMPARED = ["sums", "words", "bpb prose", "bpb numerals"]
+# Rows that are set against each other, (first, second), in every column that has both.
+PAIRS = [
+    *((f"path_kl{a}", f"{kind}{a}") for a in ("_fixed_scale", "") for kind in ("p_kl", "h_kl")),
+    ("path_kl_fixed_scale", "h_kl"),
+    *((f"h_kl{a}", f"p_kl{a}") for a in ("_fixed_scale", "")),
+    *(
+        (f"path_kl_{variant}", "path_kl_fixed_scale")
+        for variant in ("root_alone", "without_ends", "without_boundary", "kd4")
+    ),
+    ("path_kl_kd4", "h_kl_kd4"),
+]
 
 Grid = dict[str, dict[str, dict[int, dict[str, Any]]]]
 
@@ -72,6 +86,13 @@ def paired(
     return float(gaps.mean()), float(low), float(high)
 
 
+def gap_text(gap: tuple[float, float, float] | None, seeds: int) -> str:
+    """Return a difference and, over several seeds, its interval."""
+    if gap is None:
+        return ""
+    return f"{gap[0]:+.3f}" + (f" [{gap[1]:+.3f}, {gap[2]:+.3f}]" if seeds > 1 else "")
+
+
 def mean_text(values: list[float]) -> str:
     """Return the mean and the standard deviation between seeds; "" where a value is missing."""
     if not np.isfinite(values).all():
@@ -109,19 +130,39 @@ def column_table(
             mean_text([figure(cell["figures"], FIGURES[key]) for cell in cells.values()])
             for key in names
         ]
-        gap = paired(cells, rows.get(BASELINE, {}), path)
-        text = ""
-        if gap and name != BASELINE:
-            text = f"{gap[0]:+.3f}"
-            text += f" [{gap[1]:+.3f}, {gap[2]:+.3f}]" if len(cells) > 1 else ""
+        gap = None if name == BASELINE else paired(cells, rows.get(BASELINE, {}), path)
+        text = gap_text(gap, len(cells))
         lines.append(f"| {name} | {len(cells)} | " + " | ".join(shown) + f" | {text} |")
     return "\n".join(lines)
 
 
+def pairs_table(rows: dict[str, dict[int, dict[str, Any]]]) -> str:
+    """Return the paired differences of `PAIRS` in Markdown, over all seeds that both have."""
+    lines = [f"| row | less | seeds | {' | '.join(COMPARED)} |", "|---" * (len(COMPARED) + 3) + "|"]
+    for first, second in PAIRS:
+        seeds = len(set(rows.get(first, {})) & set(rows.get(second, {})))
+        if seeds:
+            gaps = [paired(rows[first], rows[second], FIGURES[name]) for name in COMPARED]
+            texts = " | ".join(gap_text(gap, seeds) for gap in gaps)
+            lines.append(f"| {first} | {second} | {seeds} | {texts} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
 def tables(folder: Path) -> dict[str, str]:
-    """Return every table of the finished cells in Markdown, by `COLUMN problems`, `COLUMN text`."""
+    """Return every table of the finished cells in Markdown.
+
+    By `COLUMN problems`, `COLUMN text` and, where rows were set against each other,
+    `COLUMN pairs`.
+    """
     found = {}
-    for column, rows in read_cells(folder).items():
+    for column, all_seeds in read_cells(folder).items():
+        if pairs := pairs_table(all_seeds):
+            found[f"{column} pairs"] = pairs
+        rows = {
+            row: kept
+            for row, cells in all_seeds.items()
+            if (kept := {seed: cell for seed, cell in cells.items() if seed in SEEDS})
+        }
         path = folder / "reference" / f"{column}.json"
         reference = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         for name, (names, compared) in TABLES.items():
