@@ -53,10 +53,14 @@ def test_end_to_end_resumable_and_repeatable(folders, tmp_path):
     run(output, cache, ["continued", "gold", "path_kl"])
     cells = sorted((output / "cells").glob("*.json"))
     assert len(cells) == 6
+    machine = json.loads((output / "surroundings.json").read_text())
+    assert machine[0]["torch"] == torch.__version__
+    write_json(output / "surroundings.json", [{"torch": "another"}])
     before = {path: path.stat().st_mtime_ns for path in cells}
     run(output, cache, ["continued", "gold", "path_kl", "sequence_kd"])
     assert {path: path.stat().st_mtime_ns for path in cells} == before
     assert len(list((output / "cells").glob("*.json"))) == 8
+    assert json.loads((output / "surroundings.json").read_text())[1:] == machine
     with pytest.raises(SystemExit, match=r"learning_rate 0\.002 \(asked: 0\.5\)"):
         run(output, cache, ["gold"], rate=0.5)
 

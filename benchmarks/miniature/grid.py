@@ -64,6 +64,16 @@ def surroundings() -> dict[str, str]:
     }
 
 
+def note_surroundings(path: Path) -> None:
+    """Add this machine to those that cells were run on, each kind once."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    if isinstance(known, dict):
+        known = [known]
+    here = surroundings()
+    if here not in known:
+        write_json(path, [*known, here])
+
+
 def run_grid(
     size: Size,
     folder: Path,
@@ -80,7 +90,7 @@ def run_grid(
     `rate` is the learning rate of every row; None sweeps each row's own first.
     """
     prose = prose or read_prose()
-    write_json(folder / "surroundings.json", surroundings())
+    note_surroundings(folder / "surroundings.json")
     rates = dict.fromkeys(rows, rate or size.learning_rates[0])
     if rate is None and size.sweep_steps:
         rates = swept_rates(size, folder, cache, prose, rows)

@@ -54,6 +54,12 @@ def run_terms(
         block_rows: rows of each side that a loss sees at a time (a longer chunk is a block of its
             own); None fits them to the device.
         head_rows: rows of each side that go through an output head at a time; None fits them.
+
+    Returns:
+        The sum, a scalar in float32 (float64 where an input is), and a `LossResult` a term.
+
+    Raises:
+        LossError: what `Loss.forward` raises, of any term.
     """
     device = student.inputs[0].device
     terms = list(terms)

@@ -67,7 +67,9 @@ def divergence(
         beta: the mixture weight of `jsd`.
 
     Returns:
-        float[N], nats. Source: generalised JSD as in TRL's GOLD trainer (arXiv 2306.13649).
+        float[N], nats; takes one backward pass (a second one is refused by autograd: the saved
+        gradient is scaled in place). Source: generalised JSD as in TRL's GOLD trainer (arXiv
+        2306.13649).
     """
     if direction == "jsd" and beta in (0.0, 1.0):
         direction = "teacher_to_student" if beta == 0.0 else "student_to_teacher"

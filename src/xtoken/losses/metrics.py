@@ -31,6 +31,9 @@ def agreement(
 
     Returns:
         Two float32 scalars; their quotient, over any number of batches, is the agreement.
+
+    Raises:
+        LossError: logits narrower than W, or chunks that reach outside them.
     """
     student, teacher = as_source(student), as_source(teacher)
     check_logits("agreement", "student_logits_NV", student.shape, projector.student_size)
@@ -54,10 +57,15 @@ def kept_mass(
 ) -> tuple[Tensor, Tensor]:
     """Return (sum, count) of the teacher's mass on the ids that W reaches, before any folding.
 
-    At each chunk's first position, at temperature 1, masked ids left out.
+    At each chunk's first position, at temperature 1, masked ids left out. Arguments as for
+    `agreement`; two float32 scalars.
+
+    Raises:
+        LossError: logits narrower than W's teacher side, or chunks that reach outside them.
     """
     teacher = as_source(teacher)
     check_logits("kept_mass", "teacher_logits_MU", teacher.shape, projector.teacher_size)
+    check_chunks("kept_mass", chunks, chunks.student_target_N.shape[0], teacher.shape[0])
     total = torch.zeros((), device=teacher.inputs[0].device)
     for begin in range(0, len(chunks), BLOCK_ROWS):
         start_C = chunks.teacher_start_C[begin : begin + BLOCK_ROWS]

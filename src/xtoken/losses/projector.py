@@ -28,9 +28,14 @@ class Projector(nn.Module):
         plain_student_P, plain_teacher_P: the pairs of the plain columns.
         mixed_teacher_Y: teacher ids of the mixed columns.
         mixed_student_X: student ids with entries in mixed columns; none is in a plain one.
-        entry_student_E (int32, a place in mixed_student_X), entry_weight_E (float32),
-            entry_slot_E: W's entries in mixed columns, column by column from
-            entry_offset_Y (int32).
+        student_place_V: each student id's place in the plain ids followed by the mixed ones; the
+            place behind them for an id of neither.
+        entry_student_E (int32, a place in mixed_student_X), entry_column_E (int32, a place in
+            mixed_teacher_Y), entry_weight_E (float32), entry_slot_E: W's entries in mixed
+            columns, column by column from entry_offset_Y (int32).
+        back_column_E (int32, a place in mixed_teacher_Y), back_order_E (a place among the
+            entries above), back_weight_E (float32): the same entries grouped by student id, from
+            back_offset_X (int32).
         aligned_W: for each student id its plain teacher id, or any masked one; then
             fold_source_Z. One gather lays the teacher's row out so that it stands beside the
             student's, with what mixed columns add up behind it.
@@ -38,7 +43,7 @@ class Projector(nn.Module):
             aligned_W has for these is to be overwritten.
         own_W: the places in aligned_W of the mixed columns' own ids.
         fold_source_Z: the teacher ids whose mass support `full` adds up in each mixed column,
-            column by column from fold_offset_Y (int32).
+            column by column from fold_offset_Y (int32); fold_entry_Z (int32) counts them.
         column_U: the column that a teacher id's mass goes to under support `full`, -1: none.
         unfolded_X: teacher ids that are not masked and fold nowhere.
         column_student_E, column_weight_E (float32): the student ids and weights of W's entries,

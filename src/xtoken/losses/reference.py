@@ -1,4 +1,6 @@
-"""The definition of every loss: float64, one chunk at a time, one formula a line.
+"""The definition of X-Token's losses, GOLD, ULD and direct KL: float64, a chunk at a time.
+
+The losses over events are in `reference_events.py`, Path-KL in `reference_path.py`.
 
 Nothing here is fast, and nothing fast may differ from it. Each function takes the logits of all
 rows, the chunks and a projection (see `base.py`), and returns the sum over chunks as a float64
