@@ -87,6 +87,21 @@ def test_logits_that_are_more_than_the_head_says_are_not_reached() -> None:
         ModelHead(model)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("gemma2", "final_logit_softcapping", 0.0),
+        ("gemma2", "final_logit_softcapping", -30.0),
+        ("cohere", "logit_scale", -1.0),
+    ],
+)
+def test_a_cap_or_scale_that_can_be_none_is_no_crash(name: str, key: str, value: float) -> None:
+    model = tiny(name)
+    setattr(model.config, key, value)
+    with pytest.raises(HeadUnreachableError, match=r"is (0\.0|-30\.0|-1\.0); expected a positive"):
+        ModelHead(model)
+
+
 def test_a_head_that_is_no_linear_layer_is_not_reached() -> None:
     model = tiny("llama")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xtoken.errors import XTokenError
+from xtoken.errors import LossError, XTokenError
 from xtoken.losses.chunked_head import Hidden, OutputHead
 
 # Logits of a batch up to this size are better held: a head that several losses and figures go
@@ -124,7 +124,11 @@ class ModelHead:
             handle.remove()
             model.train(training)
         rows = torch.arange(TRIAL_TOKENS, device=weight_VD.device)
-        source = Hidden(states_TD, self.head, dtype=weight_VD.dtype)
+        try:
+            head = self.head
+        except LossError as error:  # a scale or cap that can't be one
+            raise HeadUnreachableError(str(error)) from error
+        source = Hidden(states_TD, head, dtype=weight_VD.dtype)
         own = source.open(rows, source.shape[1], keep=False)
         size = float(own.abs().max())
         allowed = TOLERANCE.get(weight_VD.dtype, HALF_TOLERANCE) * size

@@ -45,6 +45,38 @@ def test_value_and_gradients(settings):
         torch.testing.assert_close(mine, theirs)
 
 
+def test_gradcheck():
+    case = make_case()
+    loss = PKL(case.projection, weights="learned", temperature=1.7).double()
+    torch.manual_seed(0)
+    loss.learned.logit_E.data += torch.randn_like(loss.learned.logit_E)
+
+    def function(student, _):  # the parameter itself, which gradcheck moves in place
+        return loss(student, case.teacher, case.chunks).total
+
+    inputs = (case.student.requires_grad_(), loss.learned.logit_E)
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+def test_h_kl_takes_the_heaviest_entry_of_a_learned_row():
+    """Row 4 of W is {4: .6, 2: .3, 1: .1}; learnt, 2 is the heaviest, in its old place."""
+    case = make_case()
+    loss = PKL(case.projection, weights="learned")
+    rows = loss.projector.mixed_student_X[loss.projector.entry_student_E.long()]
+    columns = loss.projector.mixed_teacher_Y[loss.projector.entry_column_E.long()]
+    with torch.no_grad():
+        loss.learned.logit_E[(rows == 4) & (columns == 2)] += 8.0
+    exported = loss.learned.export(case.projection, loss.projector)
+    student, teacher = exported.extended_pairs()
+    assert dict(zip(student.tolist(), teacher.tolist(), strict=True)) == {
+        0: 0,
+        1: 1,
+        3: 4,
+        4: 2,
+        5: 5,
+    }
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_training_starts_from_the_fixed_w(settings):
     case = make_case()

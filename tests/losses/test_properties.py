@@ -41,6 +41,7 @@ from xtoken.losses import (
 from xtoken.losses import (
     LOSSES as KINDS,
 )
+from xtoken.losses.pooling import POOLINGS
 from xtoken.projection import Projection
 
 POOLINGS = ["first", "chain_rule", "mean"]
@@ -329,6 +330,18 @@ def test_p_kl_does_not_suppress_what_shares_a_teacher_token():
     case = replace(case, teacher=teacher)
     _, gradient = run(PKL(case.projection), case)
     assert (gradient[case.chunks.student_start_C][:, 2] < 0).all()
+
+
+@pytest.mark.parametrize("kind", ["h_kl", "gold"])
+def test_the_kept_mass_of_a_common_set_is_that_of_the_first_position(kind):
+    """Whatever the pooling makes of the distributions."""
+    case = make_case()
+    loss = loss_for(kind, case)
+    first_CU = case.teacher[case.chunks.teacher_start_C, :7].softmax(-1)
+    expected = first_CU[:, loss.common_teacher_X].sum()
+    for pooling in POOLINGS:
+        result = loss_for(kind, case, pooling=pooling)(case.student, case.teacher, case.chunks)
+        torch.testing.assert_close(result.metrics["kept_mass"][0], expected)
 
 
 def test_kept_mass_and_agreement():

@@ -118,6 +118,10 @@ def test_hints_and_broken_signals():
         loss(case.student, TopK(twice, logp_MK), case.chunks)
     with pytest.raises(LossError, match=r"holds id 8; its vocabulary has 8 ids"):
         loss(case.student, TopK(beyond, logp_MK), case.chunks)
+    with pytest.raises(LossError, match=r"holds id -5; expected"):
+        loss(case.student, TopK(beyond.clamp_max(-5), logp_MK), case.chunks)
+    with pytest.raises(LossError, match=r"holds nothing in row 0"):
+        loss(case.student, TopK(torch.full_like(beyond, -1), logp_MK), case.chunks)
     with pytest.raises(LossError, match=r"probability of 1\.[1-9].* in all"):
         loss(case.student, TopK(good.ids_MK, torch.full_like(logp_MK, -0.5)), case.chunks)
     filled = TopK(torch.where(logp_MK < -1.5, -1, good.ids_MK), logp_MK)

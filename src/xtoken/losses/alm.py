@@ -31,6 +31,9 @@ class ALM(Loss):
     Args:
         projection: sizes and masked ids only.
         alm_temperature: tau_a (100): makes the coins' sides comparable for unlikely chunks.
+
+    Raises:
+        LossError: an alm_temperature that is not positive.
     """
 
     kind: ClassVar[str] = "alm"

@@ -79,8 +79,9 @@ class Chunks:
 class LossResult:
     """A loss summed over `count` supervised chunks; dividing is the training step's business.
 
-    `metrics` maps a name to (sum, count) pairs of detached float tensors, to be added up over
-    micro-batches and ranks and divided once, e.g. `kept_mass`.
+    `total` and `count` are scalars; `total` is float32 (float64 where an input is) and carries the
+    gradient, `count` is float32. `metrics` maps a name to (sum, count) pairs of detached scalars,
+    to be added up over micro-batches and ranks and divided once, e.g. `kept_mass`.
     """
 
     total: Tensor

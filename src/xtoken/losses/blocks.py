@@ -9,6 +9,7 @@ output head, blocks lie in parts (`parts.py`), each of which goes through the he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xtoken.errors import LossError
 from xtoken.losses.base import LossResult
 from xtoken.losses.job import Job, Term
-from xtoken.losses.sources import Source
+from xtoken.losses.sources import Source, as_source
 
 __all__ = ["Term", "run_terms"]
 
@@ -36,7 +38,7 @@ def _keep_freed_memory() -> None:
 
 
 def run_terms(
-    student: Source,
+    student: Tensor | Source,
     terms: Sequence[Term],
     *,
     block_rows: int | None = None,
@@ -49,8 +51,8 @@ def run_terms(
     several losses read go through an output head once.
 
     Args:
-        student: where the student's rows come from.
-        terms: the losses.
+        student: logits, float[N, V or more], or `Hidden`.
+        terms: the losses, one at least.
         block_rows: rows of each side that a loss sees at a time (a longer chunk is a block of its
             own); None fits them to the device.
         head_rows: rows of each side that go through an output head at a time; None fits them.
@@ -59,10 +61,23 @@ def run_terms(
         The sum, a scalar in float32 (float64 where an input is), and a `LossResult` a term.
 
     Raises:
-        LossError: what `Loss.forward` raises, of any term.
+        LossError: what `Loss.forward` raises, of any term; no term, a weight that is not finite,
+            fewer than one row.
     """
+    student = as_source(student)
     device = student.inputs[0].device
     terms = list(terms)
+    if not terms:
+        raise LossError("run_terms: terms is empty; expected one loss at least.")
+    for name, rows in (("block_rows", block_rows), ("head_rows", head_rows)):
+        if rows is not None and rows < 1:
+            raise LossError(f"run_terms: {name} is {rows}; expected at least 1.")
+    for term in terms:
+        if not math.isfinite(term.weight):
+            raise LossError(
+                f"run_terms: the weight of {term.loss.kind} is {term.weight}; expected a finite "
+                f"number."
+            )
     known: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in terms]
     for i, term in enumerate(terms):
         term.loss.check(student, term.teacher, term.chunks)

@@ -17,6 +17,10 @@ from xtoken.losses.pooling import MASKED
 CHUNK_FIELDS = ("student_start_C", "student_count_C", "teacher_start_C", "teacher_count_C")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_choice(loss: str, name: str, value: Any, allowed: Sequence[str]) -> None:
     """Refuse a value that is not one of the allowed names."""
     if value not in allowed:
@@ -25,30 +29,30 @@ def check_choice(loss: str, name: str, value: Any, allowed: Sequence[str]) -> No
 
 def check_temperature(loss: str, temperature: float, name: str = "temperature") -> None:
     """Refuse a temperature that is not a positive finite number."""
-    if not 0 < temperature < float("inf"):
+    if not _is_number(temperature) or not 0 < temperature < float("inf"):
         raise LossError(
-            f"{loss}: {name} is {temperature}; expected a positive number "
+            f"{loss}: {name} is {temperature!r}; expected a positive number "
             f"(1 leaves the logits as they are)."
         )
 
 
 def check_top_k(loss: str, name: str, top_k: int, size: int, what: str) -> None:
     """Refuse a k below 1 or above the vocabulary it picks from."""
-    if top_k < 1 or top_k > size:
-        raise LossError(f"{loss}: {name} is {top_k}; expected 1 to {size} ({what}).")
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= size:
+        raise LossError(f"{loss}: {name} is {top_k!r}; expected 1 to {size} ({what}).")
 
 
 def check_weight(loss: str, name: str, value: float) -> None:
-    """Refuse a negative or infinite weight of a part of a loss."""
-    if not 0 <= value < float("inf"):
-        raise LossError(f"{loss}: {name} is {value}; expected a number of at least 0.")
+    """Refuse a weight that is not a finite number of at least 0."""
+    if not _is_number(value) or not 0 <= value < float("inf"):
+        raise LossError(f"{loss}: {name} is {value!r}; expected a finite number of at least 0.")
 
 
 def check_beta(loss: str, jsd_beta: float) -> None:
     """Refuse a JSD mixture weight outside [0, 1]."""
-    if not 0 <= jsd_beta <= 1:
+    if not _is_number(jsd_beta) or not 0 <= jsd_beta <= 1:
         raise LossError(
-            f"{loss}: jsd_beta is {jsd_beta}; expected 0 (teacher to student) to 1 "
+            f"{loss}: jsd_beta is {jsd_beta!r}; expected 0 (teacher to student) to 1 "
             f"(student to teacher)."
         )
 
@@ -139,38 +143,59 @@ def _check_targets(loss: str, chunks: Chunks, side: str, field: str, size: int) 
 
 
 def check_rows(
-    loss: str, name: str, logits_RV: Tensor, masked_X: Tensor, temperature: float = 1.0
+    loss: str,
+    name: str,
+    logits_RV: Tensor,
+    masked_X: Tensor,
+    *,
+    temperature: float = 1.0,
+    floors: bool = True,
+    index_R: Tensor | None = None,
 ) -> Tensor:
     """Make rows ready for a softmax, in place: masked ids become `MASKED`.
 
-    A -inf elsewhere becomes a logit whose probability, at this temperature, is `floor_of` the
-    precision: a divergence that divides by it is large then, not infinite.
+    Logits (of -inf, -1e9, the smallest number of a precision) whose probability at this
+    temperature is below `floor_of` the precision get that probability: a divergence that divides
+    by it is large then, neither infinite nor so large that it drowns everything else.
 
-    Returns the largest of each row: [R]. Refuses rows that hold NaN or +inf, or nothing finite
-    outside the masked ids.
+    Args:
+        loss, name: for messages.
+        logits_RV: float32 or float64.
+        masked_X: ids that take part in no distribution.
+        temperature: what the logits will be divided by.
+        floors: whether to raise logits at all.
+        index_R: which rows of the logits these are, if they can be named to the user.
+
+    Returns:
+        The largest of each row: [R].
+
+    Raises:
+        LossError: rows that hold NaN or +inf, or nothing finite outside the masked ids.
     """
     if logits_RV.shape[0] == 0:
         return logits_RV.new_zeros(0)
+    least = logits_RV.amin()  # masked ids included: what they hold is no reason to look closer
     logits_RV.index_fill_(1, masked_X, MASKED)
     max_R = logits_RV.amax(-1)
     # Reductions pass NaN on, and NaN fails every comparison. One transfer for all of it.
-    low, high, worst = torch.stack([logits_RV.amin(), max_R.amax(), max_R.amin()]).tolist()
-    if low == -float("inf"):
-        gone_RV = logits_RV == -float("inf")
-        logits_RV.masked_fill_(gone_RV, MASKED)
-        floor = math.log(floor_of(logits_RV.dtype))
-        least_R1 = temperature * ((logits_RV / temperature).logsumexp(-1, keepdim=True) + floor)
-        logits_RV[gone_RV] = least_R1.expand_as(logits_RV)[gone_RV]
+    low, high, worst = torch.stack([least, max_R.amax(), max_R.amin()]).tolist()
     if worst > MASKED and high < float("inf"):
+        floor = temperature * math.log(floor_of(logits_RV.dtype))
+        # No row's log sum exp is above its largest logit by more than log V.
+        if floors and not low > high + temperature * math.log(logits_RV.shape[1]) + floor:
+            sum_R1 = temperature * (logits_RV / temperature).logsumexp(-1, keepdim=True)
+            torch.maximum(logits_RV, sum_R1 + floor, out=logits_RV)
+            logits_RV.index_fill_(1, masked_X, MASKED)
         return max_R
     bad_R = ~(torch.isfinite(max_R) & (max_R > MASKED))
     row = int(bad_R.nonzero()[0, 0])
     value = float(max_R[row])
     given = "NaN" if value != value else ("+inf" if value > 0 else "all -inf")
+    which = f"row {row} of the block" if index_R is None else f"row {int(index_R[row])}"
     raise LossError(
         f"{loss}: {name} holds {int(bad_R.sum())} rows (of a block of {len(max_R)}) that are no "
-        f"distribution; row {row} of the block is {given}. Finite logits were expected: look at "
-        f"the model's inputs and precision."
+        f"distribution; {which} is {given}. Finite logits were expected: look at the model's "
+        f"inputs and precision."
     )
 
 
@@ -179,8 +204,14 @@ def check_stored(loss: str, signal: str, logp_RK: Tensor) -> None:
     if logp_RK.shape[0] == 0:
         return
     sum_R = logp_RK.logsumexp(-1)
+    if bool((sum_R == -torch.inf).any()):
+        row = int((sum_R == -torch.inf).nonzero()[0, 0])
+        raise LossError(
+            f"{loss}: the teacher's {signal} signal holds nothing in row {row} of a block of "
+            f"{len(sum_R)}, which a chunk reads; at least one log-probability was expected."
+        )
     # Half precision rounds, so that a sure token may seem a little surer.
-    bad_R = ~((sum_R > -torch.inf) & (sum_R < 0.01))
+    bad_R = ~(sum_R < 0.01)
     if bool(bad_R.any()):
         row = int(bad_R.nonzero()[0, 0])
         raise LossError(

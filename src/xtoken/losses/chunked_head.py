@@ -68,8 +68,9 @@ class Hidden:
             for instance). A module costs more memory: its weights' gradient is found by autograd
             block by block.
         dtype: precision of an `OutputHead`'s matrix product; None takes autocast's where it is
-            on, else the states' own. (A module sees to that itself.) The weights' gradients are
-            added up over blocks in float32 or wider.
+            on, else the states' own. (A module sees to that itself.) What a weight's gradient
+            in half precision loses when a block is added to it is kept beside it until the end,
+            in memory of the weight's own size, so that many blocks lose no more than one.
         columns: a module's output size, needed if it has no `out_features`.
 
     Raises:
@@ -124,22 +125,22 @@ class Hidden:
         return self.inputs[0].shape[0], self.head.columns
 
     def buffers(self, wanted: Sequence[bool]) -> list[Tensor | None]:
-        """Return zeros for the states and each weight that want a gradient.
-
-        A weight's are added to for every block: in half precision small parts would be lost.
-        """
-        states_ND = self.inputs[0]
+        """Return zeros for the states and each weight that want a gradient."""
         return [
-            torch.zeros_like(
-                tensor,
-                dtype=tensor.dtype
-                if tensor is states_ND
-                else torch.promote_types(tensor.dtype, torch.float32),
-            )
-            if want
-            else None
+            torch.zeros_like(tensor, dtype=self._sum_dtype(tensor)) if want else None
             for tensor, want in zip(self.inputs, wanted, strict=True)
         ]
+
+    def _sum_dtype(self, tensor: Tensor) -> torch.dtype:
+        """Return the precision of an input's gradient while blocks are added to it."""
+        large = self.inputs[:2] if isinstance(self.head, _Linear) else self.inputs[:1]
+        if any(tensor is one for one in large):
+            return tensor.dtype
+        return torch.promote_types(tensor.dtype, torch.float32)
+
+    def finish(self) -> None:
+        """Drop what only lives until the last block."""
+        self.head.finish()
 
     def open(self, index_R: Tensor, size: int, *, keep: bool) -> Tensor:
         """Run rows through the head."""
@@ -162,6 +163,7 @@ class _Linear:
         self.columns = int(head.weight_VD.shape[0])
         self.cast = [tensor.detach().to(dtype) for tensor in self.parameters]
         self.states_RD = self.tanh_RV = torch.empty(0)
+        self.lost_VD: Tensor | None = None
 
     def forward(self, states_RD: Tensor, size: int, keep: bool) -> Tensor:
         """Return float32 (or wider) logits."""
@@ -192,19 +194,41 @@ class _Linear:
         gradient_RV = gradient_RV.to(self.dtype)
         with torch.autocast(gradient_RV.device.type, enabled=False):
             if buffers[0] is not None:
-                _add_product(buffers[0][:size], gradient_RV, self.states_RD)
+                self._add_product(buffers[0], gradient_RV)
             return gradient_RV @ self.cast[0][:size] if want_states else None
 
+    def finish(self) -> None:
+        """Drop what sums in half precision have lost: it is less than their last digit."""
+        self.lost_VD = None
 
-def _add_product(sum_VD: Tensor, gradient_RV: Tensor, states_RD: Tensor) -> None:
-    """Add gradient^T states, of which no more than `PRODUCT_BYTES` are ever held."""
-    if sum_VD.dtype == gradient_RV.dtype:
-        sum_VD.addmm_(gradient_RV.t(), states_RD)
-        return
-    step = max(1, PRODUCT_BYTES // (states_RD.shape[1] * states_RD.element_size()))
-    for begin in range(0, sum_VD.shape[0], step):
-        columns = slice(begin, begin + step)
-        sum_VD[columns] += gradient_RV[:, columns].t() @ states_RD
+    def _add_product(self, sum_VD: Tensor, gradient_RV: Tensor) -> None:
+        """Add gradient^T states, of which no more than `PRODUCT_BYTES` are ever held."""
+        half = sum_VD.element_size() < 4
+        size = gradient_RV.shape[1]
+        if sum_VD.dtype == self.dtype and not half:
+            sum_VD[:size].addmm_(gradient_RV.t(), self.states_RD)
+            return
+        if half and self.lost_VD is None:
+            self.lost_VD = torch.zeros_like(sum_VD)
+        step = max(1, PRODUCT_BYTES // (4 * self.states_RD.shape[1]))
+        for begin in range(0, size, step):
+            rows = slice(begin, min(begin + step, size))
+            product = gradient_RV[:, rows].t() @ self.states_RD
+            if self.lost_VD is None:
+                sum_VD[rows] += product
+            else:
+                _add_compensated(sum_VD[rows], self.lost_VD[rows], product)
+
+
+def _add_compensated(sum_: Tensor, lost: Tensor, term: Tensor) -> None:
+    """Add to a sum in half precision; what its last digit can't hold is kept for the next time.
+
+    Source: Kahan's compensated summation.
+    """
+    exact = term.float() + lost
+    exact += sum_
+    sum_.copy_(exact)
+    lost.copy_(exact - sum_)
 
 
 class _Module:
@@ -238,3 +262,7 @@ class _Module:
         for (_, buffer), gradient in zip(pairs, found[1:], strict=True):
             buffer += gradient
         return found[0] if want_states else None
+
+    def finish(self) -> None:
+        """Drop the last block's graph."""
+        self.states_RD = self.logits_RV = torch.empty(0)

@@ -26,14 +26,11 @@ class CrossEntropy(Loss):
     """
 
     kind: ClassVar[str] = "cross_entropy"
+    # A label that the model excludes costs what it costs elsewhere: infinity.
+    floors: ClassVar[bool] = False
 
     def __init__(self, vocabulary_size: int) -> None:
         super().__init__(np.zeros(vocabulary_size, dtype=bool), np.zeros(0, dtype=bool))
-
-    @property
-    def reads_targets(self) -> bool:
-        """Targets are all that it reads."""
-        return True
 
     def block(self, student: Rows, teacher: Any, state: Any = None) -> LossResult:
         """See `Loss.block`."""
@@ -48,14 +45,17 @@ def target_chunks(targets_N: Tensor) -> Chunks:
 
 
 def cross_entropy_term(
-    student: Source, targets_N: Tensor, *, weight: float = 1.0, vocabulary_size: int | None = None
+    student: Tensor | Source,
+    targets_N: Tensor,
+    *,
+    weight: float = 1.0,
+    vocabulary_size: int | None = None,
 ) -> Term:
     """Return cross-entropy as one of several losses on a student, for `run_terms`.
 
-    Raises:
-        LossError: shapes that don't fit.
+    Arguments and errors as for `cross_entropy`; `weight` is its factor in the total.
     """
-    shape = student.shape
+    shape = as_source(student).shape
     if len(shape) != 2 or targets_N.shape != shape[:1]:
         raise LossError(
             f"cross_entropy: logits_NV has shape {tuple(shape)} and targets_N "
@@ -67,6 +67,16 @@ def cross_entropy_term(
         raise LossError(
             f"cross_entropy: vocabulary_size is {vocabulary_size}, but logits_NV has only "
             f"{shape[1]} columns."
+        )
+    if targets_N.dtype != torch.int64:
+        raise LossError(f"cross_entropy: targets_N is {targets_N.dtype}; expected torch.int64.")
+    bad_N = (targets_N != IGNORED) & ((targets_N < 0) | (targets_N >= columns))
+    if bool(bad_N.any()):
+        row = int(bad_N.nonzero()[0, 0])
+        raise LossError(
+            f"cross_entropy: targets_N holds {int(bad_N.sum())} ids that the vocabulary doesn't "
+            f"have; row {row} holds {int(targets_N[row])}. Ids of 0 to {columns - 1} were "
+            f"expected, or {IGNORED} where none is supervised."
         )
     return Term(CrossEntropy(columns), target_chunks(targets_N), None, weight)
 
@@ -86,7 +96,8 @@ def cross_entropy(
         `total` in float32 (float64 for float64 logits), `count` = supervised rows.
 
     Raises:
-        LossError: shapes that don't fit, or rows without a finite logit.
+        LossError: shapes or types that don't fit, ids outside the vocabulary, or rows without a
+            finite logit.
     """
     source = as_source(student)
     term = cross_entropy_term(source, targets_N, vocabulary_size=vocabulary_size)

@@ -15,7 +15,7 @@ from xtoken.losses.pooling import Rows
 
 
 class Direct(Loss):
-    """Plain distillation on equal vocabularies, a sum over chunks (here: positions).
+    """Plain distillation (Hinton et al., arXiv 1503.02531), a sum over chunks (here: positions).
 
         loss = tau^2 * sum over chunks of KL(p_T || p_S) at the chunk's first position
 
@@ -27,6 +27,9 @@ class Direct(Loss):
         direction: `teacher_to_student` (default), `student_to_teacher` or `jsd`.
         temperature: tau, divides both logits.
         jsd_beta: mixture weight under `jsd` (0.5).
+
+    Raises:
+        LossError: a mask of another size, or a setting out of range.
     """
 
     kind: ClassVar[str] = "direct"

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xtoken.errors import LossError
 from xtoken.losses.base import Direction
+from xtoken.losses.checks import check_beta, check_choice
 from xtoken.losses.columns import floor_of
 
 DIRECTIONS: tuple[Direction, ...] = ("teacher_to_student", "student_to_teacher", "jsd")
@@ -64,13 +66,23 @@ def divergence(
             negative number stands for -inf); the entries may sum to less than one (a common
             set, a chain-rule merge), then "KL" can be negative. No gradient to the teacher.
         direction: which of the three.
-        beta: the mixture weight of `jsd`.
+        beta: the mixture weight of `jsd`, 0 to 1.
 
     Returns:
         float[N], nats; takes one backward pass (a second one is refused by autograd: the saved
         gradient is scaled in place). Source: generalised JSD as in TRL's GOLD trainer (arXiv
         2306.13649).
+
+    Raises:
+        LossError: an unknown direction, a beta outside [0, 1], shapes that differ.
     """
+    check_choice("divergence", "direction", direction, DIRECTIONS)
+    check_beta("divergence", beta)
+    if teacher_log.shape != student_log.shape:
+        raise LossError(
+            f"divergence: teacher_log has shape {tuple(teacher_log.shape)} and student_log "
+            f"{tuple(student_log.shape)}; expected equal shapes [N, n]."
+        )
     if direction == "jsd" and beta in (0.0, 1.0):
         direction = "teacher_to_student" if beta == 0.0 else "student_to_teacher"
     return _Divergence.apply(teacher_log, student_log, direction, beta)

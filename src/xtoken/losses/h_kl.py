@@ -80,7 +80,9 @@ class PartitionLoss(Loss):
     def block(self, student: Rows, teacher: Rows, state: Any = None) -> LossResult:
         """See `Loss.block`."""
         with torch.no_grad():
-            teacher_CU = pool_log_probs(teacher.logp_RV, teacher, self.pooling)
+            logp_RU = teacher.logp_RV
+            teacher_first = teacher.first(logp_RU)
+            teacher_CU = pool_log_probs(logp_RU, teacher, self.pooling)
             teacher_common = pick(teacher_CU, self.common_teacher_X)
             teacher_rest = pick(teacher_CU, self.rest_teacher_X).exp()
         student_common, student_rest = PickColumns.apply(
@@ -94,7 +96,7 @@ class PartitionLoss(Loss):
         lambda_kl, lambda_uld = self.weights()
         return self.result(
             lambda_kl * common_C + lambda_uld * rest_C,
-            kept_mass=teacher_common.exp().sum(-1),
+            kept_mass=pick(teacher_first, self.common_teacher_X).exp().sum(-1),
             common=common_C,
             rest=rest_C,
         )
@@ -120,8 +122,8 @@ class HKL(PartitionLoss):
         uld_top_k: sort only the k largest of the rest ((code): 8192); None sorts all.
         jsd_beta: mixture weight under `jsd` (0.5).
 
-    Metrics: `kept_mass`, the teacher's mass on the common set; `common` and `rest`, the two
-    parts before their weights and tau^2.
+    Metrics: `kept_mass`, the teacher's mass on the common set at the first position; `common` and
+    `rest`, the two parts before their weights and tau^2.
 
     Raises:
         LossError: an empty common set, or a setting out of range.
@@ -142,6 +144,7 @@ class HKL(PartitionLoss):
         uld_top_k: int | None = None,
         jsd_beta: float | None = None,
     ) -> None:
+        check_weight(self.kind, "threshold", threshold)
         super().__init__(
             projection,
             projection.extended_pairs(threshold),

@@ -24,7 +24,7 @@ from xtoken.losses.parts import (
 )
 from xtoken.losses.pooling import Rows
 from xtoken.losses.signals import TopK
-from xtoken.losses.sources import RowGradient, Source
+from xtoken.losses.sources import RowGradient, Source, as_source
 
 if TYPE_CHECKING:
     from xtoken.losses.loss import Loss
@@ -46,14 +46,19 @@ class Term:
     Attributes:
         loss: any loss.
         chunks: its supervised chunks.
-        teacher: where the teacher's rows come from; None for a loss without one.
-        weight: factor of this loss in the total (and so of its gradient).
+        teacher: where the teacher's rows come from (logits, float[M, U or more], become a source);
+            None for a loss without one.
+        weight: factor of this loss in the total (and so of its gradient), finite.
     """
 
     loss: Loss
     chunks: Chunks
     teacher: Source | None
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.teacher, Tensor):
+            object.__setattr__(self, "teacher", as_source(self.teacher))
 
 
 @dataclass
@@ -113,6 +118,7 @@ class Job:
                 self.student.close(buffers, part.student_index_R, gradient.finish())
         if whole is not None:
             whole.finish()
+        self.student.finish()
         total = sum(
             (r.total * t.weight for r, t in zip(self.results, self.terms, strict=True)), zero
         )
@@ -205,11 +211,12 @@ class Job:
         loss, source = term.loss, self.student if side == "student" else term.teacher
         start_C, count_C = getattr(block, f"{side}_start_C"), getattr(block, f"{side}_count_C")
         target = block.student_target_N if side == "student" else block.teacher_target_M
+        whole = source is not None and source.whole
         if loss.rows == "path":
             later_index_D, later_C = later_rows(side, block)
-            later_DV, _ = self._ready(loss, side, logits, later_index_D)
+            later_DV, _ = self._ready(loss, side, logits, later_index_D, whole)
             first_C = torch.arange(len(start_C), device=start_C.device)
-            first_RV, max_R = self._ready(loss, side, logits, start_C)
+            first_RV, max_R = self._ready(loss, side, logits, start_C, whole)
             return Rows(first_RV, first_C, count_C, target[start_C], block.note_CX,
                         later_DV, later_C.cumsum(0) - later_C, max_R=max_R)  # fmt: skip
         index_R = rows_of(loss.rows, side, block)
@@ -221,11 +228,11 @@ class Job:
             ids_RK = source.ids_MK[index_R] if isinstance(source, TopK) else None
             return Rows(given_RK, local_C, count_C, target[index_R], ids_RK=ids_RK,
                         signal=source.signal)  # fmt: skip
-        logits_RV, max_R = self._ready(loss, side, logits, index_R)
+        logits_RV, max_R = self._ready(loss, side, logits, index_R, whole)
         return Rows(logits_RV, local_C, count_C, target[index_R], max_R=max_R)
 
     def _ready(
-        self, loss: Loss, side: Which, logits: Tensor, index_R: Tensor
+        self, loss: Loss, side: Which, logits: Tensor, index_R: Tensor, whole: bool
     ) -> tuple[Tensor, Tensor]:
         """Return a copy of some rows (cut, in the right precision, masked, tempered), their max."""
         size = getattr(loss, f"{side}_size")
@@ -235,7 +242,9 @@ class Job:
             f"{side}_logits",
             logits_RV,
             getattr(loss, f"{side}_masked_X"),
-            1.0 if loss.tempers_events else loss.temperature,
+            temperature=1.0 if loss.tempers_events else loss.temperature,
+            floors=loss.floors,
+            index_R=index_R if whole else None,
         )
         if loss.temperature != 1.0 and not loss.tempers_events:
             logits_RV.div_(loss.temperature)
@@ -245,7 +254,11 @@ class Job:
 
 def _columns(term: Term) -> int:
     """Return how many logits a row has on both sides; a teacher that gives less forms none."""
-    dense = term.teacher is not None and term.teacher.signal == "dense"
+    if term.teacher is None:
+        return term.loss.student_size
+    if isinstance(term.teacher, TopK):  # which of its ids fold into one is found pair by pair
+        return term.loss.student_size + term.teacher.shape[1] ** 2
+    dense = term.teacher.signal == "dense"
     return term.loss.student_size + (term.loss.teacher_size if dense else 0)
 
 

@@ -47,6 +47,8 @@ class LearnedWeights(nn.Module):
     def export(self, projection: Projection, projector: Projector) -> Projection:
         """Return the projection with the learned weights in place of its own.
 
+        Entries keep their places: the first of a row need not be the heaviest any more.
+
         Args:
             projection: what the projector was made of.
             projector: gives each entry's row and slot.

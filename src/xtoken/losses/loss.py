@@ -52,6 +52,8 @@ class Loss(nn.Module):
     accepts: frozenset[SignalKind] = frozenset({"dense"})
     signal_hint: ClassVar[str] = ""
     poolings: ClassVar[tuple[Pooling, ...]] = ("first",)
+    # Probabilities of next to nothing count as `floor_of` the precision.
+    floors: ClassVar[bool] = True
     # The temperature acts on events, which the loss sees to itself, instead of on logits.
     tempers_events: ClassVar[bool] = False
 

@@ -89,7 +89,8 @@ def write_notes(student_paths: Paths, teacher_paths: Paths, chunks: Chunks) -> C
         before = np.where(
             whole_start[chosen] > 0, whole_ids[np.maximum(whole_start[chosen] - 1, 0)], NONE
         )
-        before = np.where(before < 0, NONE, before)  # no id was realised there
+        # No id was realised there, or none that this side knows.
+        before = np.where((before < 0) | (before >= len(paths.path)), NONE, before)
         for i in np.flatnonzero(paths.goes_on[whole_first]).tolist():
             start = int(split_start[chosen[i]])
             # The row after the last token is the last one that may be missing.

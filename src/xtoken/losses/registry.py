@@ -6,6 +6,8 @@ import difflib
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from xtoken.errors import LossError
 from xtoken.losses.alm import ALM
 from xtoken.losses.bpm import BPM
@@ -82,12 +84,10 @@ def _direct(
     projection: Projection | None,
     settings: dict[str, Any],
 ) -> Direct:
+    if projection is not None:
+        projection.check_vocabularies(student_vocab, teacher_vocab)
+        _check_one_vocabulary(projection)
     if student_vocab is None and projection is not None:
-        if projection.student_size != projection.teacher_size:
-            raise LossError(
-                f"direct: needs equal vocabularies; the projection's have "
-                f"{projection.student_size} and {projection.teacher_size} ids."
-            )
         return Direct(projection.student_size, projection.student_masked, **settings)
     if student_vocab is None:
         raise LossError("direct: needs student_vocab (or a projection of equal vocabularies).")
@@ -98,6 +98,28 @@ def _direct(
             f"roles. Take path_kl."
         )
     return Direct(len(student_vocab), student_vocab.is_missing, **settings)
+
+
+def _check_one_vocabulary(projection: Projection) -> None:
+    """Refuse a projection between two vocabularies, by fingerprint; from bare arrays by its W."""
+    if projection.student_size != projection.teacher_size:
+        raise LossError(
+            f"direct: needs equal vocabularies; the projection's have "
+            f"{projection.student_size} and {projection.teacher_size} ids."
+        )
+    student, teacher = projection.student_tokens, projection.teacher_tokens
+    if student is not None and teacher is not None:
+        same = student.fingerprint == teacher.fingerprint
+    else:
+        real = np.flatnonzero(~np.asarray(projection.student_masked, dtype=bool))
+        weights, indices = projection.weights[real], projection.indices[real]
+        own = (indices == real[:, None]) & (weights == 1.0)
+        same = bool((own.sum(1) == 1).all() and ((weights > 0) == own).all())
+    if not same:
+        raise LossError(
+            "direct: needs equal vocabularies; the projection maps one vocabulary to another. Take "
+            "path_kl."
+        )
 
 
 def _loss_class(kind: str) -> type[Loss]:

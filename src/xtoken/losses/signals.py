@@ -34,6 +34,9 @@ class _Stored:
     def close(self, buffers: list[Tensor | None], index_R: Tensor, gradient_RV: Tensor) -> None:
         """Take no gradient."""
 
+    def finish(self) -> None:
+        """Do nothing."""
+
 
 class TopK(_Stored):
     """The k likeliest ids of each row with their log-probabilities; the rest of 1 is REST.
@@ -70,6 +73,11 @@ class TopK(_Stored):
             return
         sorted_MK = self.ids_MK.sort(dim=1).values
         twice_M = ((sorted_MK[:, 1:] == sorted_MK[:, :-1]) & (sorted_MK[:, 1:] >= 0)).any(1)
+        if int(sorted_MK[:, 0].min()) < -1:
+            raise LossError(
+                f"{loss}: the teacher's TopK signal holds id {int(sorted_MK.min())}; expected ids "
+                f"of its vocabulary, or -1 to fill up."
+            )
         if int(sorted_MK[:, -1].max()) >= size:
             raise LossError(
                 f"{loss}: the teacher's TopK signal holds id {int(sorted_MK.max())}; its "

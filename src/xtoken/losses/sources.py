@@ -43,6 +43,10 @@ class Source(Protocol):
         """Add what the gradient of the opened rows means for the inputs to their buffers."""
         ...
 
+    def finish(self) -> None:
+        """Drop what was only needed between one set of rows and the next."""
+        ...
+
 
 class LogitSource:
     """Logits that are there as a whole; their gradient is written straight into its buffer."""
@@ -68,6 +72,9 @@ class LogitSource:
 
     def close(self, buffers: list[Tensor | None], index_R: Tensor, gradient_RV: Tensor) -> None:
         """Do nothing: the gradient is in its place already."""
+
+    def finish(self) -> None:
+        """Do nothing."""
 
 
 class RowGradient:

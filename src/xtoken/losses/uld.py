@@ -35,6 +35,9 @@ class ULD(Loss):
         temperature: tau, divides both logits.
         pooling: `first` or `chain_rule`.
         top_k: keep the k largest probabilities of each side; None (default) keeps all.
+
+    Raises:
+        LossError: a setting out of range.
     """
 
     kind: ClassVar[str] = "uld"

@@ -195,11 +195,15 @@ class Projection:
         """
         taken = np.zeros(self.teacher_size, dtype=bool)
         taken[self.common_teacher] = True
-        best = self.weights[:, 0] if self.max_entries else np.zeros(self.student_size)
+        best, target = np.zeros(self.student_size), np.zeros(self.student_size, dtype=np.int64)
+        if self.max_entries:  # a learned W's heaviest entry may stand anywhere in its row
+            slot = self.weights.argmax(axis=1)
+            best = self.weights[np.arange(self.student_size), slot]
+            target = self.indices[np.arange(self.student_size), slot]
         rows = np.flatnonzero(~self.exact & (best > 0) & (best >= np.float32(threshold)))
-        rows = rows[~taken[self.indices[rows, 0]]]
-        order = np.lexsort((rows, -best[rows], self.indices[rows, 0]))
-        targets, first = np.unique(self.indices[rows[order], 0], return_index=True)
+        rows = rows[~taken[target[rows]]]
+        order = np.lexsort((rows, -best[rows], target[rows]))
+        targets, first = np.unique(target[rows[order]], return_index=True)
         student = np.concatenate([self.common_student, rows[order][first]])
         teacher = np.concatenate([self.common_teacher, targets])
         order = np.argsort(student, kind="stable")

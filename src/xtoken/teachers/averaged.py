@@ -117,3 +117,6 @@ class MeanSource:
 
     def close(self, *_: Any) -> None:
         """Take no gradient."""
+
+    def finish(self) -> None:
+        """Do nothing."""

@@ -221,7 +221,7 @@ class XTokenTrainer(Trainer):
         def run(batch: dict[str, Any]) -> Parts:
             inputs = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
-                return self.objective(model, inputs, clock=self.figures.clock)
+                return self._parts(model, inputs)
 
         model.train()
         with frozen_rng(self.args.device):
@@ -236,17 +236,24 @@ class XTokenTrainer(Trainer):
     ) -> Any:
         """Return this micro-batch's share of the step's loss, times the ranks that average it."""
         figures = figures_due(self.state.global_step + 1, self.state, self.args)
+        parts = self._parts(
+            model,
+            inputs,
+            weights=self.step_loss.known_weights(),
+            # Without weight, the teachers are only asked what is logged of them.
+            with_teachers=self.combine.kd > 0 or figures,
+            figures=figures,
+            backward_clock=True,
+        )
+        self._window_rows += inputs["indices"].tolist()
+        self.figures.sums.merge(parts.sums)
+        loss = self.step_loss.loss(parts) * self.ranks.count
+        return (loss, None) if return_outputs else loss
+
+    def _parts(self, model: nn.Module, inputs: dict[str, Any], **options: Any) -> Parts:
+        """Run the objective on a micro-batch; a failure names the step and the examples."""
         try:
-            parts = self.objective(
-                model,
-                inputs,
-                weights=self.step_loss.known_weights(),
-                # Without weight, the teachers are only asked what is logged of them.
-                with_teachers=self.combine.kd > 0 or figures,
-                figures=figures,
-                clock=self.figures.clock,
-                backward_clock=True,
-            )
+            parts = self.objective(model, inputs, clock=self.figures.clock, **options)
         except LossError as error:
             raise TrainingError(f"{self._place(inputs)}: {error}") from error
         if problem := not_finite(parts, self.objective):
@@ -254,10 +261,7 @@ class XTokenTrainer(Trainer):
                 f"{self._place(inputs)}: {problem}. {self._saved_so_far()} Look at these examples, "
                 "lower training.learning_rate, or use bf16 rather than fp16"
             )
-        self._window_rows += inputs["indices"].tolist()
-        self.figures.sums.merge(parts.sums)
-        loss = self.step_loss.loss(parts) * self.ranks.count
-        return (loss, None) if return_outputs else loss
+        return parts
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
