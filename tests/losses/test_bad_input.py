@@ -249,7 +249,7 @@ def test_single_minus_infinity_is_allowed():
     assert torch.isfinite(student.grad).all()
 
 
-NOTHING = [-float("inf"), -1e9, torch.finfo(torch.float32).min]
+NOTHING = [-float("inf"), -1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float16).min]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

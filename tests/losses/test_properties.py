@@ -41,7 +41,6 @@ from xtoken.losses import (
 from xtoken.losses import (
     LOSSES as KINDS,
 )
-from xtoken.losses.pooling import POOLINGS
 from xtoken.projection import Projection
 
 POOLINGS = ["first", "chain_rule", "mean"]

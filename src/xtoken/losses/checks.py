@@ -14,6 +14,8 @@ from xtoken.losses.base import Chunks
 from xtoken.losses.columns import floor_of
 from xtoken.losses.pooling import MASKED
 
+# Nats below its row's largest logit from where on a logit excludes an id: no model learns such.
+EXCLUDED = 1e4
 CHUNK_FIELDS = ("student_start_C", "student_count_C", "teacher_start_C", "teacher_count_C")
 
 
@@ -154,16 +156,17 @@ def check_rows(
 ) -> Tensor:
     """Make rows ready for a softmax, in place: masked ids become `MASKED`.
 
-    Logits (of -inf, -1e9, the smallest number of a precision) whose probability at this
-    temperature is below `floor_of` the precision get that probability: a divergence that divides
-    by it is large then, neither infinite nor so large that it drowns everything else.
+    A logit that excludes an id (-inf, -1e9, the smallest number of a precision: `EXCLUDED` below
+    its row's largest) becomes one whose probability at this temperature is `floor_of` the
+    precision: a divergence that divides by it is large then, neither infinite nor so large that it
+    drowns everything else.
 
     Args:
         loss, name: for messages.
         logits_RV: float32 or float64.
         masked_X: ids that take part in no distribution.
         temperature: what the logits will be divided by.
-        floors: whether to raise logits at all.
+        floors: whether to look for such logits.
         index_R: which rows of the logits these are, if they can be named to the user.
 
     Returns:
@@ -180,11 +183,11 @@ def check_rows(
     # Reductions pass NaN on, and NaN fails every comparison. One transfer for all of it.
     low, high, worst = torch.stack([least, max_R.amax(), max_R.amin()]).tolist()
     if worst > MASKED and high < float("inf"):
-        floor = temperature * math.log(floor_of(logits_RV.dtype))
-        # No row's log sum exp is above its largest logit by more than log V.
-        if floors and not low > high + temperature * math.log(logits_RV.shape[1]) + floor:
-            sum_R1 = temperature * (logits_RV / temperature).logsumexp(-1, keepdim=True)
-            torch.maximum(logits_RV, sum_R1 + floor, out=logits_RV)
+        if floors and not low > high - EXCLUDED:
+            floor = math.log(floor_of(logits_RV.dtype))
+            least_R1 = temperature * ((logits_RV / temperature).logsumexp(-1, keepdim=True) + floor)
+            excluded_RV = logits_RV < (max_R - EXCLUDED).unsqueeze(1)
+            torch.where(excluded_RV, least_R1, logits_RV, out=logits_RV)
             logits_RV.index_fill_(1, masked_X, MASKED)
         return max_R
     bad_R = ~(torch.isfinite(max_R) & (max_R > MASKED))

@@ -182,6 +182,7 @@ class Paths:
         """Return the events at an active node."""
         if a not in self._nodes:
             self._nodes[a] = self._find(a)
+            self._whole_speller.forget()  # up to 100,000 texts, few of which another node asks
         return self._nodes[a]
 
     # ------------------------------------------------------------------ finding events
