@@ -71,6 +71,19 @@ def test_the_estimate_grows_with_the_batch(tiny_pair: tuple[Path, Path], tmp_pat
     assert large.parts["student weights"] == small.parts["student weights"]
 
 
+def test_a_head_in_half_precision_takes_a_copy_more_where_its_logits_come_in_blocks(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "student logits and gradient"
+    model = {"model": str(tiny_pair[0])}
+    held = estimated(tiny_pair, tmp_path, student={**model, "dtype": "bfloat16"}).parts[name]
+    monkeypatch.setattr("xtoken.training.memory.HEAD_BLOCK", held / 2)
+    size = model_size(run_config(tiny_pair, tmp_path).student)
+    for dtype, more in (("bfloat16", 2 * size.head_rows * size.hidden), ("float32", 0)):
+        parts = estimated(tiny_pair, tmp_path, student={**model, "dtype": dtype}).parts
+        assert parts[name] == held / 2 + more
+
+
 def test_the_lines_add_up() -> None:
     lines = MemoryEstimate({"a": GIB, "b": GIB / 2}).lines()
     assert lines[0].split() == ["a", "1.00", "GiB"]

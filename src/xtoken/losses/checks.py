@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ CHUNK_FIELDS = ("student_start_C", "student_count_C", "teacher_start_C", "teache
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_choice(loss: str, name: str, value: Any, allowed: Sequence[str]) -> None:
@@ -40,7 +41,7 @@ def check_temperature(loss: str, temperature: float, name: str = "temperature") 
 
 def check_top_k(loss: str, name: str, top_k: int, size: int, what: str) -> None:
     """Refuse a k below 1 or above the vocabulary it picks from."""
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= size:
+    if not isinstance(top_k, Integral) or isinstance(top_k, bool) or not 1 <= top_k <= size:
         raise LossError(f"{loss}: {name} is {top_k!r}; expected 1 to {size} ({what}).")
 
 

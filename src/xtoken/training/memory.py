@@ -131,16 +131,19 @@ def estimate(
     rows = args.per_device_train_batch_size * config.data.max_length
     half = args.bf16 or args.fp16 or own != "float32"
     per_unit = (2.0 if recomputes_activations(args) else 34.0) * (1.0 if half else 2.0)
+    # Autocast hands logits over in float32; their gradient is as large.
+    whole = 2 * rows * student.head_rows * max(BYTES[own], 4.0 * half)
+    lora = config.student.lora is not None
     parts = {
         "student weights": student.parameters * weight,
         "gradients": trained * train_bytes,
         "optimizer": trained * OPTIMIZER_BYTES.get(optimizer, 2 * train_bytes),
         "activations": rows * student.hidden * student.layers * per_unit,
-        # Autocast hands logits over in float32; their gradient is as large.
-        "student logits and gradient": _logits(
-            2 * rows * student.head_rows * max(BYTES[own], 4.0 * half), config.student
-        ),
+        "student logits and gradient": _logits(whole, config.student),
     }
+    if whole > HEAD_BLOCK and config.student.chunked_head and BYTES[own] < 4 and not lora:
+        # What the head's gradient would lose from block to block is kept beside it.
+        parts["student logits and gradient"] += student.head_rows * student.hidden * BYTES[own]
     for index, (size, length) in enumerate(zip(teachers, teacher_lengths, strict=True)):
         teacher = config.teachers[index]
         stored = size.dtype if teacher.dtype == "auto" else teacher.dtype
