@@ -67,8 +67,6 @@ def surroundings() -> dict[str, str]:
 def note_surroundings(path: Path) -> None:
     """Add this machine to those that cells were run on, each kind once."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    if isinstance(known, dict):
-        known = [known]
     here = surroundings()
     if here not in known:
         write_json(path, [*known, here])

@@ -12,11 +12,16 @@ from xtoken.losses.columns import floor_of
 from xtoken.losses.pooling import MASKED, Rows, segment_sum
 
 
+def is_forward(direction: Direction, beta: float) -> bool:
+    """Whether a divergence is KL(T || S), under either of its names."""
+    return direction == "teacher_to_student" or (direction == "jsd" and beta == 0.0)
+
+
 def divergence_terms(
     teacher_log: Tensor, student_log: Tensor, direction: Direction, beta: float
 ) -> Tensor:
     """Return the summands of `divergence`, one a bucket: same shape as the inputs."""
-    if direction == "teacher_to_student" or (direction == "jsd" and beta == 0.0):
+    if is_forward(direction, beta):
         return teacher_log.exp() * (teacher_log - student_log)
     if direction == "student_to_teacher" or (direction == "jsd" and beta == 1.0):
         return student_log.exp() * (student_log - teacher_log)
@@ -64,8 +69,7 @@ def rest_terms(teacher_CX: Tensor, student_CX: Tensor, direction: Direction, bet
 
     Where the student has no id there, KL(T || S) would be infinite whatever it learns: 0 then.
     """
-    forward = direction == "teacher_to_student" or (direction == "jsd" and beta == 0.0)
-    if forward and student_CX.shape[1] == 0:
+    if is_forward(direction, beta) and student_CX.shape[1] == 0:
         return teacher_CX.new_zeros(teacher_CX.shape[0])
     return divergence_terms(rest_log_mass(teacher_CX), rest_log_mass(student_CX), direction, beta)
 
